@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Linear-attention language models.
+
+pub mod tokenizer;

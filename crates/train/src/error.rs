@@ -1,0 +1,102 @@
+//! The crate's one error type.
+//!
+//! Policy: an error names the file (or the configuration key) it is about and says what was expected; [`Error::kind`] decides the
+//! exit code, so that callers never match on texts.
+
+use std::path::{Path, PathBuf};
+
+/// Short for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Who has to act on an error: decides the exit code of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request was wrong: a configuration value, an option, a path that was never there. Exit code 2.
+    Usage,
+    /// The request was fine, carrying it out was not: a corrupt file, a full disk. Exit code 1.
+    Runtime,
+}
+
+/// Everything that can go wrong in training and its data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation of the file system failed.
+    #[error("{}: {doing} failed: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a noun: "reading", "creating the folder".
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A configuration value that cannot be used.
+    #[error("{key}: {problem}")]
+    Config {
+        /// The key as the user writes it, e.g. `data.seq_len`.
+        key: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// A file that is not what it should be.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// Bytes that are not UTF-8 in a text source.
+    #[error("{}: byte {offset} begins an invalid UTF-8 sequence (the file must be UTF-8 text)", path.display())]
+    InvalidUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first wrong byte from the start of the file.
+        offset: u64,
+    },
+    /// A record of a line-based file that cannot be used.
+    #[error("{}:{line}: {problem}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: u64,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// A saved position that does not fit the data or the configuration any more.
+    #[error("cannot continue from the saved data position: {0}")]
+    State(String),
+    /// The tokenizer refused.
+    #[error(transparent)]
+    Tokenizer(#[from] flashlin::tokenizer::TokenizerError),
+}
+
+impl Error {
+    /// Whether the user's request or its execution was at fault.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Config { .. } => ErrorKind::Usage,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::Usage,
+            Error::Tokenizer(e) if e.is_usage() => ErrorKind::Usage,
+            _ => ErrorKind::Runtime,
+        }
+    }
+
+    /// Makes a closure for `map_err` that adds path and action to an I/O error.
+    pub fn io<'a>(path: &'a Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Error + 'a {
+        move |source| Error::Io { path: path.to_path_buf(), doing, source }
+    }
+
+    /// A configuration error.
+    pub fn config(key: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Config { key: key.into(), problem: problem.into() }
+    }
+
+    /// An error about a file's content.
+    pub fn file(path: &Path, problem: impl Into<String>) -> Error {
+        Error::File { path: path.to_path_buf(), problem: problem.into() }
+    }
+}
