@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The algorithms of linear-attention models: one module a math family, each with a token-by-token reference, a
+//! fast CPU path, gradients, and an entry in the registry [`OPS`].
+//!
+//! Every operator takes [`Var`](flashlin_tensor::Var)s of shape `[B, T, H, D]` (or `[1, T, H, D]` with
+//! [`PackedSeqs`] of N sequences), computes with f32 accumulation (f64 for f64 inputs), and is an error, never a
+//! fallback, on a combination it does not serve. Gates are natural-log decays, `<= 0`.
+
+mod mode;
+mod registry;
+mod seqs;
+mod state;
+
+pub use flashlin_tensor::{Error, ErrorKind, Result};
+pub use mode::Mode;
+pub use registry::{OPS, OpInfo, find_op};
+pub use seqs::PackedSeqs;
+pub use state::{RecurrentState, SeqOutput, StateLayout};

@@ -1,0 +1,34 @@
+//! The list of operators. Listings, docs, conformance tests and benchmarks iterate it.
+
+use flashlin_tensor::DType;
+
+use crate::Mode;
+
+/// What an operator is and which combinations it serves.
+#[derive(Debug)]
+pub struct OpInfo {
+    /// Name as users write it.
+    pub name: &'static str,
+    /// Math family: the module it lives in.
+    pub family: &'static str,
+    /// The formula or a one-line description.
+    pub summary: &'static str,
+    /// Where the mathematics comes from.
+    pub source: &'static str,
+    /// Forms it has (empty for pointwise modules).
+    pub modes: &'static [Mode],
+    /// Input dtypes it serves.
+    pub dtypes: &'static [DType],
+    /// Kinds of devices it runs on.
+    pub devices: &'static [&'static str],
+    /// Names of the inputs that receive a gradient.
+    pub grads: &'static [&'static str],
+}
+
+/// All operators, family by family.
+pub static OPS: &[&OpInfo] = &[];
+
+/// The operator with this name.
+pub fn find_op(name: &str) -> Option<&'static OpInfo> {
+    OPS.iter().copied().find(|op| op.name == name)
+}
