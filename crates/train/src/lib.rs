@@ -1,5 +1,6 @@
-//! Training: schedules (data, optimizer, checkpoints and the loop follow beside them).
+//! Training: data and schedules (optimizer, checkpoints, event files and the loop follow beside them).
 
+pub mod data;
 pub mod error;
 pub mod schedule;
 
