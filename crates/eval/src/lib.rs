@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Evaluation: the n-gram baseline that a model's bits per byte are compared with.
+
+pub mod ngram;
