@@ -3,5 +3,6 @@
 pub mod data;
 pub mod error;
 pub mod schedule;
+pub mod tensorboard;
 
 pub use error::{Error, ErrorKind, Result};
