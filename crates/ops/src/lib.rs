@@ -5,10 +5,15 @@
 //! [`PackedSeqs`] of N sequences), computes with f32 accumulation (f64 for f64 inputs), and is an error, never a
 //! fallback, on a combination it does not serve. Gates are natural-log decays, `<= 0`.
 
+pub mod activation;
 mod mode;
+pub mod norm;
 mod registry;
+mod rows;
 mod seqs;
 mod state;
+#[cfg(test)]
+mod testing;
 
 pub use flashlin_tensor::{Error, ErrorKind, Result};
 pub use mode::Mode;

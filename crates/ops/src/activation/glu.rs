@@ -1,0 +1,81 @@
+//! Gated linear units: an activated gate times a second input.
+
+use std::marker::PhantomData;
+
+use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Real, Result, Tensor, Var};
+
+use super::{
+    Activation,
+    functions::{Function, with_function},
+};
+use crate::rows::{Pointwise, check_dims, pointwise, with_rows};
+
+struct Glu<F>(PhantomData<F>);
+
+impl<F: Function> Pointwise<2, 1> for Glu<F> {
+    #[inline(always)]
+    fn call<R: Real>(&self, [g, u]: [R; 2]) -> [R; 1] {
+        [F::value(g) * u]
+    }
+}
+
+/// Gradients of gate and up from gate, up and the output's.
+impl<F: Function> Pointwise<3, 2> for Glu<F> {
+    #[inline(always)]
+    fn call<R: Real>(&self, [g, u, dy]: [R; 3]) -> [R; 2] {
+        [F::slope(g) * u * dy, F::value(g) * dy]
+    }
+}
+
+fn forward<F: Function>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::empty(up.dims(), up.dtype(), &up.device())?;
+    match (gate.dtype(), up.dtype()) {
+        (DType::F64, _) | (_, DType::F64) => {
+            pointwise::<f64, 2, 1>([gate, up], [&mut y], &Glu::<F>(PhantomData))?
+        }
+        _ => pointwise::<f32, 2, 1>([gate, up], [&mut y], &Glu::<F>(PhantomData))?,
+    }
+    Ok(y)
+}
+
+fn backward<F: Function>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
+    let mut dg = Tensor::empty(gate.dims(), gate.dtype(), &gate.device())?;
+    let mut du = Tensor::empty(up.dims(), up.dtype(), &up.device())?;
+    let f = Glu::<F>(PhantomData);
+    match (gate.dtype(), up.dtype()) {
+        (DType::F64, _) | (_, DType::F64) => pointwise::<f64, 3, 2>([gate, up, dy], [&mut dg, &mut du], &f)?,
+        _ => pointwise::<f32, 3, 2>([gate, up, dy], [&mut dg, &mut du], &f)?,
+    }
+    Ok([dg, du])
+}
+
+/// act(gate) * up, elementwise; both inputs have one shape (strided views are read in place), the output has the
+/// dtype of `up`. Backward recomputes the activation from the two inputs.
+///
+/// # Errors
+/// When the shapes differ, and for integer tensors.
+pub fn glu(gate: &Var, up: &Var, act: Activation) -> Result<Var> {
+    const OP: &str = "swiglu";
+    check_dims(OP, "gate", gate.tensor(), up.dims())?;
+    let (g, u) = (with_rows(OP, "gate", gate.tensor())?, with_rows(OP, "up", up.tensor())?);
+    if g.device() != u.device() {
+        return Err(Error::DeviceMismatch { op: OP, a: g.device(), b: u.device() });
+    }
+    let y = with_function!(act, F => forward::<F>(&g, &u))?;
+    Ok(Var::from_op1(OP, &[gate, up], y, || -> Box<dyn Backward> {
+        Box::new(move |_: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
+            let Some(dy) = grads[0].take() else { return Ok(vec![None, None]) };
+            let dy = with_rows(OP, "gradient", &dy)?;
+            let both = with_function!(act, F => backward::<F>(&g, &u, &dy))?;
+            Ok(both.into_iter().map(Some).collect())
+        })
+    }))
+}
+
+/// silu(gate) * up: see [`glu`].
+///
+/// # Errors
+/// As [`glu`].
+pub fn swiglu(gate: &Var, up: &Var) -> Result<Var> {
+    glu(gate, up, Activation::Silu)
+}
