@@ -69,6 +69,27 @@ pub enum Error {
     /// A saved position that does not fit the data or the configuration any more.
     #[error("cannot continue from the saved data position: {0}")]
     State(String),
+    /// Another run holds the output folder.
+    #[error("{}: another run is using this output folder ({holder}); give each run a folder of its own", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// What the other run wrote about itself.
+        holder: String,
+    },
+    /// Too many steps in a row had a loss or gradient norm that was not finite.
+    #[error(
+        "step {step}: the loss or gradient norm was not finite in {skipped} steps in a row; lower schedule.lr or look at the data"
+    )]
+    Diverged {
+        /// The step that was reached.
+        step: u64,
+        /// Steps skipped one after the other.
+        skipped: u64,
+    },
+    /// An array operation refused.
+    #[error(transparent)]
+    Tensor(#[from] flashlin_tensor::Error),
     /// The tokenizer refused.
     #[error(transparent)]
     Tokenizer(#[from] flashlin::tokenizer::TokenizerError),
@@ -81,6 +102,7 @@ impl Error {
             Error::Config { .. } => ErrorKind::Usage,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::Usage,
             Error::Tokenizer(e) if e.is_usage() => ErrorKind::Usage,
+            Error::Locked { .. } => ErrorKind::Usage,
             _ => ErrorKind::Runtime,
         }
     }
