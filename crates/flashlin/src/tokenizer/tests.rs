@@ -143,6 +143,26 @@ fn errors_name_what_they_are_about() {
     assert!(Tokenizer::from_dir(dir.path()).unwrap_err().to_string().contains("tokenizer_config.json"));
 }
 
+/// Saves both kinds for a look from Python (`AutoTokenizer.from_pretrained`): `FLASHLIN_TOKENIZER_DIR=/tmp/t cargo test -p flashlin
+/// -- --ignored tokenizer`.
+#[test]
+#[ignore = "by hand"]
+fn for_python() {
+    let dir = PathBuf::from(
+        std::env::var_os("FLASHLIN_TOKENIZER_DIR").expect("FLASHLIN_TOKENIZER_DIR is a folder"),
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/shakespeare.txt");
+    let bpe = Tokenizer::train_bpe([std::fs::read_to_string(path).unwrap()].into_iter(), 1024).unwrap();
+    for (name, tokenizer) in [("bytes", Tokenizer::bytes().unwrap()), ("bpe", bpe)] {
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        tokenizer.save(&dir).unwrap();
+        let ids = tokenizer.encode(TEXT, true).unwrap();
+        std::fs::write(dir.join("ids.json"), serde_json::json!({"text": TEXT, "ids": ids}).to_string())
+            .unwrap();
+    }
+}
+
 #[test]
 fn stream_holds_back_unfinished_characters() {
     let t = Tokenizer::bytes().unwrap();
