@@ -6,6 +6,9 @@
 //! fallback, on a combination it does not serve. Gates are natural-log decays, `<= 0`.
 
 pub mod activation;
+pub mod delta;
+pub mod gate;
+mod linalg;
 mod mode;
 pub mod norm;
 mod registry;

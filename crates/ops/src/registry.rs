@@ -26,7 +26,16 @@ pub struct OpInfo {
 }
 
 /// All operators, family by family.
-pub static OPS: &[&OpInfo] = &[&crate::activation::ACTIVATION, &crate::activation::GLU, &crate::norm::NORM];
+pub static OPS: &[&OpInfo] = &[
+    // One entry a line, so that families can be added side by side.
+    &crate::activation::ACTIVATION,
+    &crate::activation::GLU,
+    &crate::delta::DELTA_RULE,
+    &crate::delta::GATED_DELTA_RULE,
+    &crate::delta::KDA,
+    &crate::delta::COMBA,
+    &crate::norm::NORM,
+];
 
 /// The operator with this name.
 pub fn find_op(name: &str) -> Option<&'static OpInfo> {

@@ -1,0 +1,4 @@
+//! Tests of the family.
+
+mod api;
+mod kernels;
