@@ -3,5 +3,6 @@
 mod error;
 pub mod files;
 pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
