@@ -34,6 +34,8 @@ pub static OPS: &[&OpInfo] = &[
     &crate::delta::GATED_DELTA_RULE,
     &crate::delta::KDA,
     &crate::delta::COMBA,
+    &crate::gate::DECAY_GATE,
+    &crate::gate::LOG_SIGMOID_GATE,
     &crate::norm::NORM,
 ];
 

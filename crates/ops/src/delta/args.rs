@@ -4,6 +4,7 @@ use flashlin_tensor::{DType, Device, Error, Result, Tensor, Var};
 
 use super::cpu::{GateKind, Seq, Spec};
 use crate::gate::DecayGate;
+use crate::gate::formulas::check_parameters;
 use crate::{Mode, PackedSeqs, RecurrentState, StateLayout};
 
 /// When the erase key reads the state.
@@ -207,7 +208,10 @@ impl Call {
             }
         };
         check_dtypes(a, gate, activation)?;
-        check_activation(op, activation, hv, if kind == GateKind::Channel { k } else { 1 })?;
+        if let Some(x) = activation {
+            let n = if kind == GateKind::Channel { k } else { 1 };
+            check_parameters(op, x.formula, x.a_log, x.dt_bias, hv, n)?;
+        }
         if ![16, 32, 64].contains(&a.chunk_size) {
             return Err(Error::invalid(
                 op,
@@ -299,35 +303,4 @@ fn check_dtypes(a: &DeltaArgs<'_>, gate: Option<&Var>, act: Option<GateActivatio
         Some(x) => Err(Error::DeviceMismatch { op, a: x.device(), b: a.v.device() }),
         None => Ok(()),
     }
-}
-
-fn check_activation(op: &'static str, act: Option<GateActivation<'_>>, hv: usize, n: usize) -> Result<()> {
-    let Some(act) = act else { return Ok(()) };
-    match (act.formula, act.a_log) {
-        (DecayGate::Softplus, None) => {
-            return Err(Error::invalid(op, "a_log", "is missing, expected [HV] for the softplus gate"));
-        }
-        (DecayGate::LowerBound(lb), _) if !(lb < 0.0 && lb.is_finite()) => {
-            return Err(Error::invalid(
-                op,
-                "lower_bound",
-                format!("is {lb}, expected a finite number below 0"),
-            ));
-        }
-        _ => {}
-    }
-    if let Some(x) = act.a_log
-        && x.dims() != [hv]
-    {
-        return Err(Error::shape(op, "a_log", x.dims(), format!("[{hv}] = [HV]")));
-    }
-    if let Some(x) = act.dt_bias
-        && x.dims() != [hv * n]
-        && (n == 1 || x.dims() != [hv, n])
-    {
-        let want =
-            if n == 1 { format!("[{hv}] = [HV]") } else { format!("[{}] = [HV K] or [{hv}, {n}]", hv * n) };
-        return Err(Error::shape(op, "dt_bias", x.dims(), want));
-    }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The scalar formulas of the gates, each in one place: the gate ops and the delta kernels both call these.
 
-use flashlin_tensor::Real;
 use flashlin_tensor::cpu::math::{log_sigmoid, sigmoid, softplus};
+use flashlin_tensor::{Error, Real, Result, Var};
 
 /// How a gate logit becomes a log-decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +35,44 @@ impl DecayGate {
             }
         }
     }
+}
+
+/// Checks the parameters of a [`DecayGate`] over `hv` heads with `n` numbers each.
+pub(crate) fn check_parameters(
+    op: &'static str,
+    formula: DecayGate,
+    a_log: Option<&Var>,
+    dt_bias: Option<&Var>,
+    hv: usize,
+    n: usize,
+) -> Result<()> {
+    match (formula, a_log) {
+        (DecayGate::Softplus, None) => {
+            return Err(Error::invalid(op, "a_log", "is missing, expected [HV] for the softplus gate"));
+        }
+        (DecayGate::LowerBound(lb), _) if !(lb < 0.0 && lb.is_finite()) => {
+            return Err(Error::invalid(
+                op,
+                "lower_bound",
+                format!("is {lb}, expected a finite number below 0"),
+            ));
+        }
+        _ => {}
+    }
+    if let Some(x) = a_log
+        && x.dims() != [hv]
+    {
+        return Err(Error::shape(op, "a_log", x.dims(), format!("[{hv}] = [HV]")));
+    }
+    if let Some(x) = dt_bias
+        && x.dims() != [hv * n]
+        && (n == 1 || x.dims() != [hv, n])
+    {
+        let want =
+            if n == 1 { format!("[{hv}] = [HV]") } else { format!("[{}] = [HV K] or [{hv}, {n}]", hv * n) };
+        return Err(Error::shape(op, "dt_bias", x.dims(), want));
+    }
+    Ok(())
 }
 
 /// `log sigmoid(x) / normalizer`, not below `clamp` when there is one (GLA's gate).
