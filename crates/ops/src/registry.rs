@@ -37,6 +37,7 @@ pub static OPS: &[&OpInfo] = &[
     &crate::gate::DECAY_GATE,
     &crate::gate::LOG_SIGMOID_GATE,
     &crate::norm::NORM,
+    &crate::conv::SHORT_CONV,
 ];
 
 /// The operator with this name.
