@@ -5,18 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+pub use flashlin::ErrorKind;
+
 /// Short for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// Who has to act on an error: decides the exit code of a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The request was wrong: a configuration value, an option, a path that was never there. Exit code 2.
-    Usage,
-    /// The request was fine, carrying it out was not: a corrupt file, a full disk. Exit code 1.
-    Runtime,
-}
 
 /// Everything that can go wrong in training and its data.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,8 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, models::TrainerWrapper};
 
+use crate::{Error, files};
+
 use super::{Result, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer, TokenizerError, bytes};
 
 /// Begins a text.
@@ -81,17 +83,16 @@ impl Tokenizer {
         Self::wrap(around(model, true)?, None)
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir` (which must exist).
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir` (which must exist); each file is replaced at once
+    /// or stays as it was.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let tokenizer = self.inner().to_string(true).map_err(TokenizerError::Inner)?;
         let config = serde_json::to_string_pretty(&self.config_json())
             .map_err(|e| TokenizerError::Inner(Box::new(e)))?;
         for (name, text) in [(TOKENIZER_FILE, tokenizer), (TOKENIZER_CONFIG_FILE, config + "\n")] {
-            let path = dir.join(name);
-            std::fs::write(&path, text).map_err(|source| TokenizerError::Io {
-                path,
-                doing: "writing",
-                source,
+            files::write_bytes(&dir.join(name), text.as_bytes()).map_err(|e| match e {
+                Error::Io { path, doing, source } => TokenizerError::Io { path, doing, source },
+                other => TokenizerError::Inner(Box::new(other)),
             })?;
         }
         Ok(())

@@ -91,6 +91,8 @@ fn training_is_repeatable_and_saved_for_others() {
     assert_eq!(a.byte_len(&ids), TEXT.len() as u64);
 
     let dir = tempfile::tempdir().unwrap();
+    let e = a.save(&dir.path().join("absent")).unwrap_err().to_string();
+    assert!(e.contains("absent"), "{e}");
     a.save(dir.path()).unwrap();
     let again = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(again.encode_plain(TEXT).unwrap(), ids);

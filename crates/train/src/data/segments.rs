@@ -4,19 +4,24 @@
 //! tokenising that piece again. Shuffling works on windows: read `shuffle` segments, hand them out in an order that depends on the
 //! window's number alone, read the next. The state of a shuffled source is therefore the position where its window begins.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use flashlin::tokenizer::Tokenizer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::config::Packing;
+use super::files::Piece;
 use super::shards::{Position, Shards};
 use super::shuffle::permutation;
 use crate::{Error, Result};
 
 /// Text read ahead and tokenised together (on all threads), in bytes.
 const READ_AHEAD: usize = 1 << 19;
+
+/// Tokens of a repeating source that are kept for its next epochs (64 MiB): small data is tokenised once.
+const KEPT: usize = 1 << 24;
 
 /// A stretch of tokens without a boundary.
 pub(super) struct Segment {
@@ -45,7 +50,7 @@ pub(super) struct Rules {
 
 struct Tokens {
     at: Position,
-    ids: Vec<u32>,
+    ids: Arc<[u32]>,
     ends: bool,
 }
 
@@ -56,11 +61,15 @@ pub(super) struct Segments {
     /// Pieces that are tokenised; `used` tokens of the first are spent.
     ahead: VecDeque<Tokens>,
     used: usize,
+    /// Tokens of pieces by file and offset, up to [`KEPT`] of them.
+    kept: HashMap<(usize, u64), Arc<[u32]>>,
+    kept_tokens: usize,
 }
 
 impl Segments {
     pub fn new(shards: Shards, tokenizer: Tokenizer, rules: Rules) -> Segments {
-        Segments { shards, tokenizer, rules, ahead: VecDeque::new(), used: 0 }
+        let (ahead, kept) = (VecDeque::new(), HashMap::new());
+        Segments { shards, tokenizer, rules, ahead, used: 0, kept, kept_tokens: 0 }
     }
 
     pub fn shards(&self) -> &Shards {
@@ -101,27 +110,32 @@ impl Segments {
     /// Reads and tokenises some more pieces; false at the end.
     fn read(&mut self) -> Result<bool> {
         let (mut pieces, mut bytes) = (Vec::new(), 0);
-        while bytes < READ_AHEAD {
+        let epoch = self.shards.position().epoch;
+        // Not far into the next epoch: tiny data would be read a thousand times.
+        while bytes < READ_AHEAD && self.shards.position().epoch <= epoch + 1 {
             let Some((at, piece)) = self.shards.next()? else { break };
             bytes += piece.text.len();
-            pieces.push((at, piece));
+            pieces.push(((self.shards.file_at(at), at.cursor.offset), at, piece));
         }
-        let tokenised: Vec<Result<Tokens>> = pieces
-            .into_par_iter()
-            .map(|(at, piece)| {
-                let mut ids = self.tokenizer.encode_plain(&piece.text)?;
-                if let Some(bos) = self.rules.bos.filter(|_| piece.begins) {
-                    ids.insert(0, bos);
-                }
-                ids.extend(self.rules.eos.filter(|_| piece.ends));
-                Ok(Tokens { at, ids, ends: piece.ends })
+        let (tokenizer, rules, kept) = (&self.tokenizer, &self.rules, &self.kept);
+        let tokenised: Vec<Result<Arc<[u32]>>> = pieces
+            .par_iter()
+            .map(|(key, _, piece)| match kept.get(key) {
+                Some(ids) => Ok(ids.clone()),
+                None => tokenise(piece, tokenizer, rules),
             })
             .collect();
-        let before = self.ahead.len();
-        for tokens in tokenised {
-            self.ahead.push_back(tokens?);
+        let any = !tokenised.is_empty();
+        for ((key, at, piece), ids) in pieces.into_iter().zip(tokenised) {
+            let ids = ids?;
+            if self.shards.repeats() && self.kept_tokens + ids.len() <= KEPT && !self.kept.contains_key(&key)
+            {
+                self.kept_tokens += ids.len();
+                self.kept.insert(key, ids.clone());
+            }
+            self.ahead.push_back(Tokens { at, ids, ends: piece.ends });
         }
-        Ok(self.ahead.len() > before)
+        Ok(any)
     }
 
     /// The next segment; `None` at the end.
@@ -164,6 +178,15 @@ impl Segments {
             }
         }
     }
+}
+
+fn tokenise(piece: &Piece, tokenizer: &Tokenizer, rules: &Rules) -> Result<Arc<[u32]>> {
+    let mut ids = tokenizer.encode_plain(&piece.text)?;
+    if let Some(bos) = rules.bos.filter(|_| piece.begins) {
+        ids.insert(0, bos);
+    }
+    ids.extend(rules.eos.filter(|_| piece.ends));
+    Ok(ids.into())
 }
 
 /// Where a window begins, its number, and how many of its segments are used.

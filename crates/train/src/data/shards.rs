@@ -75,6 +75,15 @@ impl Shards {
         self.position
     }
 
+    /// The file that a position of this epoch is in.
+    pub fn file_at(&self, position: Position) -> usize {
+        self.order[position.file]
+    }
+
+    pub fn repeats(&self) -> bool {
+        self.repeat
+    }
+
     /// The next piece with text in it, and its position; `None` when the source is used up and does not repeat.
     pub fn next(&mut self) -> Result<Option<(Position, Piece)>> {
         loop {

@@ -59,7 +59,7 @@ fn check(config: &DataConfig, tokenizer: &Tokenizer, n: usize, stops: &[usize]) 
 }
 
 proptest! {
-    #![proptest_config(cases(10))]
+    #![proptest_config(cases(8))]
 
     #[test]
     fn at_any_batch(stops in proptest::collection::vec(0usize..100, 2), seed in any::<u64>(), shuffle in 0usize..40,
