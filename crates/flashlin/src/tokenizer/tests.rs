@@ -104,6 +104,20 @@ fn training_is_repeatable_and_saved_for_others() {
 }
 
 #[test]
+fn training_does_not_depend_on_threads() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/shakespeare.txt");
+    let text = std::fs::read_to_string(path).unwrap();
+    let pieces: Vec<&str> = text[..200_000].split_inclusive("\n\n").collect();
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let trained = pool.install(|| Tokenizer::train_bpe(pieces.iter(), 700).unwrap());
+        trained.inner().to_string(false).unwrap()
+    };
+    let one = with(1);
+    assert!(with(2) == one && with(5) == one);
+}
+
+#[test]
 fn too_little_text_gives_a_smaller_vocabulary() {
     let t = Tokenizer::train_bpe(["abab"].into_iter(), 1000).unwrap();
     assert!(t.vocab_size() < 265, "{}", t.vocab_size());
