@@ -6,7 +6,9 @@
 //! fallback, on a combination it does not serve. Gates are natural-log decays, `<= 0`.
 
 pub mod activation;
+pub mod conformance;
 pub mod conv;
+pub mod decay;
 pub mod delta;
 pub mod gate;
 mod linalg;
@@ -15,6 +17,7 @@ pub mod norm;
 mod registry;
 mod rows;
 mod seqs;
+pub mod simd;
 mod state;
 #[cfg(test)]
 mod testing;

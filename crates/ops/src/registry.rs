@@ -38,6 +38,13 @@ pub static OPS: &[&OpInfo] = &[
     &crate::gate::LOG_SIGMOID_GATE,
     &crate::norm::NORM,
     &crate::conv::SHORT_CONV,
+    &crate::decay::LINEAR_ATTN,
+    &crate::decay::RETENTION,
+    &crate::decay::LIGHTNING_ATTN,
+    &crate::decay::SIMPLE_GLA,
+    &crate::decay::GLA,
+    &crate::decay::RWKV6,
+    &crate::decay::SSD,
 ];
 
 /// The operator with this name.

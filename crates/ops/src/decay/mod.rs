@@ -1,0 +1,17 @@
+#![doc = include_str!("README.md")]
+
+mod api;
+mod conform;
+pub mod cpu;
+mod named;
+mod problem;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use api::{DecayArgs, chunk_matrix_flops, decay_attention};
+pub use conform::Conformance;
+pub use named::{
+    GLA, LIGHTNING_ATTN, LINEAR_ATTN, RETENTION, RWKV6, SIMPLE_GLA, SSD, gla, lightning_attn,
+    lightning_gamma, linear_attn, retention, retention_gamma, rwkv6, simple_gla, ssd,
+};

@@ -1,0 +1,112 @@
+use super::*;
+
+fn fill(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2654435761) | 1;
+    (0..n)
+        .map(|_| {
+            s ^= s << 13;
+            s ^= s >> 17;
+            s ^= s << 5;
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+#[test]
+fn products_match_a_plain_loop() {
+    let arch = Arch::new();
+    for (m, n, k) in [(1, 16, 1), (5, 32, 7), (64, 64, 64), (17, 48, 33), (3, 80, 16), (31, 128, 31)] {
+        let lda = m.max(k) + 3;
+        let a = fill(lda * lda, 1);
+        let b = fill(k * n, 2);
+        for tn in [false, true] {
+            for store in [Store::Set, Store::Add] {
+                for extent in [Extent::Full, Extent::LowerInner, Extent::UpperInner, Extent::LowerOut] {
+                    let mut a = a.clone();
+                    let at = |i: usize, l: usize| if tn { l * lda + i } else { i * lda + l };
+                    for i in 0..m {
+                        for l in 0..k {
+                            let zero = (extent == Extent::LowerInner && l > i)
+                                || (extent == Extent::UpperInner && l < i);
+                            if zero {
+                                a[at(i, l)] = 0.0;
+                            }
+                        }
+                    }
+                    let mut c = fill(m * n, 3);
+                    let before = c.clone();
+                    let mm = if tn { mm_tn::<f32> } else { mm_nn::<f32> };
+                    mm(arch, (m, n, k), Mat::new(&a, lda), Mat::new(&b, n), (&mut c, n), store, extent);
+                    for i in 0..m {
+                        for j in 0..n {
+                            if extent == Extent::LowerOut && j > i {
+                                continue;
+                            }
+                            let mut want: f64 =
+                                (0..k).map(|l| a[at(i, l)] as f64 * b[l * n + j] as f64).sum();
+                            if store == Store::Add {
+                                want += before[i * n + j] as f64;
+                            }
+                            assert!(
+                                (c[i * n + j] as f64 - want).abs() < 1e-5,
+                                "{m}x{n}x{k} tn {tn} at {i},{j}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn transpose_handles_any_size() {
+    for (r, c) in [(1, 1), (16, 16), (64, 64), (17, 33), (5, 40)] {
+        let src = fill(r * c, 4);
+        let mut dst = vec![0.0; r * c];
+        transpose(Arch::new(), &src, c, r, c, &mut dst, r);
+        for i in 0..r {
+            for j in 0..c {
+                assert_eq!(dst[j * r + i], src[i * c + j]);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "timing"]
+fn timing() {
+    let arch = Arch::new();
+    for n in [16usize, 32, 64, 128] {
+        let a = Buf::<f32>::zeros(n * n);
+        let b = Buf::<f32>::zeros(n * n);
+        let mut c = Buf::<f32>::zeros(n * n);
+        for (name, extent, tn) in [
+            ("nn", Extent::Full, false),
+            ("tn", Extent::Full, true),
+            ("lower inner", Extent::LowerInner, false),
+            ("upper", Extent::UpperInner, true),
+            ("lower out", Extent::LowerOut, false),
+        ] {
+            let reps = 200_000_000 / (n * n * n).max(1);
+            let t = std::time::Instant::now();
+            for _ in 0..reps {
+                let f = if tn { mm_tn::<f32> } else { mm_nn::<f32> };
+                f(arch, (n, n, n), Mat::new(&a, n), Mat::new(&b, n), (&mut c, n), Store::Set, extent);
+            }
+            let s = t.elapsed().as_secs_f64();
+            println!("{n} {name}: {:.1} GFLOP/s", 2.0 * (n * n * n * reps) as f64 / s / 1e9);
+        }
+        let t = std::time::Instant::now();
+        let reps = 100_000_000 / (n * n);
+        for _ in 0..reps {
+            transpose(arch, &a, n, n, n, &mut c, n);
+        }
+        println!("{n} transpose: {:.0} ns", t.elapsed().as_secs_f64() * 1e9 / reps as f64);
+        let t = std::time::Instant::now();
+        for _ in 0..reps {
+            exp_in_place(arch, std::hint::black_box(&mut c[..]));
+        }
+        println!("{n} exp: {:.0} ns", t.elapsed().as_secs_f64() * 1e9 / reps as f64);
+    }
+}
