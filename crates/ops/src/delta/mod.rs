@@ -4,11 +4,13 @@ mod args;
 mod cpu;
 pub mod reference;
 mod run;
+mod step;
 #[cfg(test)]
 mod tests;
 
 pub use args::{DeltaArgs, DeltaGate, EraseOrder, GateActivation};
 use flashlin_tensor::{DType, Result};
+pub use step::{DeltaStep, StepInputs};
 
 use crate::{Mode, OpInfo, SeqOutput};
 

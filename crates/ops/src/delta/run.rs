@@ -11,7 +11,7 @@ use crate::linalg::Product;
 use crate::{Mode, RecurrentState, SeqOutput};
 
 /// Reads a `[B, T, heads]` or `[B, T, heads, n]` tensor with contiguous rows.
-fn input<'a>(x: &'a Tensor, arg: &'static str, op: &'static str) -> Result<Input<'a>> {
+pub(super) fn input<'a>(x: &'a Tensor, arg: &'static str, op: &'static str) -> Result<Input<'a>> {
     let data = match x.dtype() {
         DType::F64 => Data::F64(x.strided::<f64>()?.data),
         DType::F32 => Data::F32(x.strided::<f32>()?.data),
@@ -30,13 +30,13 @@ fn params<R: Real>(x: Option<&Tensor>, f: impl Fn(f64) -> f64) -> Result<Vec<R>>
 }
 
 /// Gate parameters as the kernels read them: `exp(A_log)` and the bias.
-struct GateParams<R> {
-    a: Vec<R>,
-    dt_bias: Vec<R>,
+pub(super) struct GateParams<R> {
+    pub a: Vec<R>,
+    pub dt_bias: Vec<R>,
 }
 
 impl Call {
-    fn gate_params<R: Real>(&self) -> Result<GateParams<R>> {
+    pub(super) fn gate_params<R: Real>(&self) -> Result<GateParams<R>> {
         let mut a = params(self.a_log.as_ref(), f64::exp)?;
         if a.is_empty() {
             a = vec![R::ONE; self.spec.hv];
@@ -58,7 +58,7 @@ impl Call {
         })
     }
 
-    fn strides(&self) -> StateStrides {
+    pub(super) fn strides(&self) -> StateStrides {
         let (key, value) = self.layout.strides(self.spec.k, self.spec.v);
         StateStrides { key, value }
     }

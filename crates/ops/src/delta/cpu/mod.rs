@@ -19,9 +19,10 @@ use self::chunk::Chunk;
 pub(crate) use self::gradients::{GradsOut, backward, sum_groups};
 pub(crate) use self::input::{Data, Input, Seq, StateStrides};
 use self::input::{Rows, rows_by_task};
+pub(crate) use self::panels::Panels;
 pub(crate) use self::panels::{GateKind, Inputs, Spec};
-use self::recurrent::Token;
-use crate::linalg::Product;
+pub(crate) use self::recurrent::Token;
+use crate::linalg::{Product, padded};
 
 /// How a forward pass walks through a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,11 +161,11 @@ fn run_task<R: Product>(
     let vp = s.vp();
     for (i, from) in (0..seq.len).step_by(s.chunk).enumerate() {
         let rows = s.chunk.min(seq.len - from);
-        ch.panels.load(s, x, seq, hv, from, rows);
+        let c = if walk == Walk::Chunked { padded(rows) } else { rows };
+        ch.panels.load_padded(s, x, seq, hv, from, rows, c);
         if let Some(save) = &mut task.save {
             save.states[i * state.len()..][..state.len()].copy_from_slice(state);
         }
-        let c = ch.panels.c;
         match walk {
             Walk::Chunked => ch.forward(s, state),
             Walk::TokenByToken => {

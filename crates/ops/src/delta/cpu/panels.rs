@@ -124,10 +124,29 @@ impl<R: Real> Panels<R> {
         }
     }
 
-    /// Loads tokens `from..from + rows` of a sequence.
+    /// Memory for single tokens.
+    pub fn for_tokens(s: &Spec) -> Self {
+        Self::new(&Spec { chunk: 1, ..*s })
+    }
+
+    /// Loads tokens `from..from + rows` of a sequence, padded to whole registers.
     pub fn load(&mut self, s: &Spec, x: &Inputs<'_, R>, seq: Seq, hv: usize, from: usize, rows: usize) {
+        self.load_padded(s, x, seq, hv, from, rows, padded(rows));
+    }
+
+    /// Loads tokens `from..from + rows` of a sequence, padded to `c` with tokens that do nothing.
+    pub fn load_padded(
+        &mut self,
+        s: &Spec,
+        x: &Inputs<'_, R>,
+        seq: Seq,
+        hv: usize,
+        from: usize,
+        rows: usize,
+        c: usize,
+    ) {
         self.rows = rows;
-        self.c = padded(rows);
+        self.c = c;
         let (c, kp, vp) = (self.c, s.kp(), s.vp());
         let (h, b, t0) = (s.key_head(hv), seq.batch, seq.start + from);
         vectorized(
