@@ -1,6 +1,8 @@
 //! What CPU kernels of all crates share: the block size of parallel loops, SIMD dispatch, scalar functions that
 //! vectorise.
 
+pub mod ceiling;
+pub mod features;
 pub mod math;
 
 use rayon::prelude::*;

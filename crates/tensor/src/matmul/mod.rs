@@ -1,6 +1,8 @@
 //! Dense products through `gemm`. Half precision is converted panel-wise to f32 (the crate cannot multiply bf16),
 //! accumulated in f32 and rounded once.
 
+mod thin;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -46,6 +48,10 @@ impl Tensor {
         if k == 0 {
             return Tensor::zeros(&with(m, n), self.dtype, &self.device());
         }
+        if let Some(w) = thin_weight(m, rhs, self.dtype) {
+            thin(self, &w, &mut out)?;
+            return Ok(out);
+        }
         if self.dtype.is_half() {
             let (a, b) = (self.to_dtype(DType::F32)?, rhs.to_dtype(DType::F32)?);
             return a.matmul(&b)?.to_dtype(self.dtype);
@@ -89,6 +95,33 @@ impl Tensor {
         let v = t.as_mut_slice::<f64>()?;
         (0..n).for_each(|i| v[i * n + i] = 1.0);
         t.to_dtype(dtype)
+    }
+}
+
+/// `rhs` transposed back to [n, k], where the product has few rows and `rhs` is a weight whose rows lie along k: the
+/// case of a decode step. The rule looks at shapes and layout alone.
+fn thin_weight(m: usize, rhs: &Tensor, dtype: DType) -> Option<Tensor> {
+    let along_k = rhs.rank() == 2 && (rhs.strides()[0] == 1 || rhs.dim(0) == 1);
+    let fits = m <= thin::MAX_ROWS && (dtype.is_half() || dtype == DType::F32);
+    if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
+}
+
+fn thin(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
+    fn run<T: thin::Weight>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
+        let w = thin::WeightRows {
+            data: w.strided::<T>()?.data,
+            rows: w.dim(0),
+            k: w.dim(1),
+            stride: w.strides()[0],
+        };
+        thin::product(x.as_slice::<T>()?, w, out.as_mut_slice::<T>()?);
+        Ok(())
+    }
+    let x = x.contiguous()?;
+    match x.dtype {
+        DType::BF16 => run::<half::bf16>(&x, w, out),
+        DType::F16 => run::<half::f16>(&x, w, out),
+        _ => run::<f32>(&x, w, out),
     }
 }
 
