@@ -155,7 +155,7 @@ fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<(
             row_stride: b.strides()[r],
             col_stride: b.strides()[r + 1],
         };
-        gemm_into(o, n, a, b, par);
+        gemm_into(o, n, false, a, b, par);
     };
     let o = out.as_mut_slice::<T>()?;
     if ao.len() == 1 {
@@ -166,13 +166,18 @@ fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<(
     Ok(())
 }
 
-/// A strided matrix operand.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a, T> {
+/// A strided matrix operand of [`gemm_into`]: element (i, j) is at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a, T> {
+    /// Elements from the first one on.
     pub data: &'a [T],
+    /// Rows.
     pub rows: usize,
+    /// Columns.
     pub cols: usize,
+    /// Distance between rows.
     pub row_stride: usize,
+    /// Distance between columns.
     pub col_stride: usize,
 }
 
@@ -182,10 +187,12 @@ impl<T> Matrix<'_, T> {
     }
 }
 
-/// out [rows, ld] = a b, overwriting.
-pub(crate) fn gemm_into<T: crate::Real>(
+/// out = a b, or out += a b, with rows of `out` `ld` apart; for kernels that work on slices. The bits do not depend
+/// on `par`. Panics when the operands do not fit each other or their slices, or have no elements.
+pub fn gemm_into<T: crate::Real>(
     out: &mut [T],
     ld: usize,
+    accumulate: bool,
     a: Matrix<T>,
     b: Matrix<T>,
     par: Parallelism,
@@ -203,14 +210,14 @@ pub(crate) fn gemm_into<T: crate::Real>(
             out.as_mut_ptr(),
             1,
             ld as isize,
-            false,
+            accumulate,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
-            T::ZERO,
+            T::ONE,
             T::ONE,
             false,
             false,
