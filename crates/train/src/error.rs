@@ -82,6 +82,9 @@ pub enum Error {
     /// An array operation refused.
     #[error(transparent)]
     Tensor(#[from] flashlin_tensor::Error),
+    /// The model, its files or its configuration refused.
+    #[error(transparent)]
+    Model(#[from] flashlin::Error),
     /// The tokenizer refused.
     #[error(transparent)]
     Tokenizer(#[from] flashlin::tokenizer::TokenizerError),
@@ -95,6 +98,8 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::Usage,
             Error::Tokenizer(e) if e.is_usage() => ErrorKind::Usage,
             Error::Locked { .. } => ErrorKind::Usage,
+            Error::Model(e) if e.kind() != flashlin::ErrorKind::Runtime => ErrorKind::Usage,
+            Error::Tensor(e) if e.kind() != flashlin::ErrorKind::Runtime => ErrorKind::Usage,
             _ => ErrorKind::Runtime,
         }
     }

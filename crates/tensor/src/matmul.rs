@@ -1,8 +1,6 @@
 //! Dense products through `gemm`. Half precision is converted panel-wise to f32 (the crate cannot multiply bf16),
 //! accumulated in f32 and rounded once.
 
-mod thin;
-
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -47,10 +45,6 @@ impl Tensor {
         }
         if k == 0 {
             return Tensor::zeros(&with(m, n), self.dtype, &self.device());
-        }
-        if let Some(w) = thin_weight(m, rhs, self.dtype) {
-            thin(self, &w, &mut out)?;
-            return Ok(out);
         }
         if self.dtype.is_half() {
             let (a, b) = (self.to_dtype(DType::F32)?, rhs.to_dtype(DType::F32)?);
@@ -98,33 +92,6 @@ impl Tensor {
     }
 }
 
-/// `rhs` transposed back to [n, k], where the product has few rows and `rhs` is a weight whose rows lie along k: the
-/// case of a decode step. The rule looks at shapes and layout alone.
-fn thin_weight(m: usize, rhs: &Tensor, dtype: DType) -> Option<Tensor> {
-    let along_k = rhs.rank() == 2 && (rhs.strides()[0] == 1 || rhs.dim(0) == 1);
-    let fits = m <= thin::MAX_ROWS && (dtype.is_half() || dtype == DType::F32);
-    if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
-}
-
-fn thin(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-    fn run<T: thin::Weight>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-        let w = thin::WeightRows {
-            data: w.strided::<T>()?.data,
-            rows: w.dim(0),
-            k: w.dim(1),
-            stride: w.strides()[0],
-        };
-        thin::product(x.as_slice::<T>()?, w, out.as_mut_slice::<T>()?);
-        Ok(())
-    }
-    let x = x.contiguous()?;
-    match x.dtype {
-        DType::BF16 => run::<half::bf16>(&x, w, out),
-        DType::F16 => run::<half::f16>(&x, w, out),
-        _ => run::<f32>(&x, w, out),
-    }
-}
-
 /// One product per matrix of the batch: many small ones in parallel, few large ones each in parallel.
 fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
     let r = a.rank() - 2;
@@ -155,7 +122,7 @@ fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<(
             row_stride: b.strides()[r],
             col_stride: b.strides()[r + 1],
         };
-        gemm_into(o, n, false, a, b, par);
+        gemm_into(o, n, a, b, par);
     };
     let o = out.as_mut_slice::<T>()?;
     if ao.len() == 1 {
@@ -166,18 +133,13 @@ fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<(
     Ok(())
 }
 
-/// A strided matrix operand of [`gemm_into`]: element (i, j) is at `i * row_stride + j * col_stride`.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a, T> {
-    /// Elements from the first one on.
+/// A strided matrix operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
     pub data: &'a [T],
-    /// Rows.
     pub rows: usize,
-    /// Columns.
     pub cols: usize,
-    /// Distance between rows.
     pub row_stride: usize,
-    /// Distance between columns.
     pub col_stride: usize,
 }
 
@@ -187,12 +149,10 @@ impl<T> Matrix<'_, T> {
     }
 }
 
-/// out = a b, or out += a b, with rows of `out` `ld` apart; for kernels that work on slices. The bits do not depend
-/// on `par`. Panics when the operands do not fit each other or their slices, or have no elements.
-pub fn gemm_into<T: crate::Real>(
+/// out [rows, ld] = a b, overwriting.
+pub(crate) fn gemm_into<T: crate::Real>(
     out: &mut [T],
     ld: usize,
-    accumulate: bool,
     a: Matrix<T>,
     b: Matrix<T>,
     par: Parallelism,
@@ -210,14 +170,14 @@ pub fn gemm_into<T: crate::Real>(
             out.as_mut_ptr(),
             1,
             ld as isize,
-            accumulate,
+            false,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
-            T::ONE,
+            T::ZERO,
             T::ONE,
             false,
             false,
