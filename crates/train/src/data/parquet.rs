@@ -3,12 +3,14 @@
 //! Only that column's pages are read, a few hundred rows at a time, so a file may be larger than memory.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::Type;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::files::{Cursor, Piece, Reader, field_names, quoted};
@@ -61,7 +63,7 @@ impl Parquet {
             if skip < rows {
                 self.open_group()?;
                 let reader = self.open.as_mut().expect("just opened");
-                let done = reader.skip_records(skip as usize).map_err(wrong(&self.path))?;
+                let done = guarded(&self.path, || reader.skip_records(skip as usize))?;
                 if done as u64 != skip {
                     return Err(Error::file(&self.path, "a row group has fewer rows than its header says"));
                 }
@@ -74,9 +76,10 @@ impl Parquet {
     }
 
     fn open_group(&mut self) -> Result<()> {
-        let group = self.file.get_row_group(self.group).map_err(wrong(&self.path))?;
+        let (file, group, column) = (&self.file, self.group, self.column);
+        check_extent(&self.path, file.metadata().row_group(group).column(column))?;
         self.group += 1;
-        match group.get_column_reader(self.column).map_err(wrong(&self.path))? {
+        match guarded(&self.path, || file.get_row_group(group)?.get_column_reader(column))? {
             ColumnReader::ByteArrayColumnReader(reader) => self.open = Some(reader),
             _ => return Err(Error::file(&self.path, "the text column changes its type between row groups")),
         }
@@ -89,8 +92,7 @@ impl Parquet {
             if let Some(reader) = &mut self.open {
                 let (mut levels, mut values) = (Vec::new(), Vec::new());
                 let def = self.optional.then_some(&mut levels);
-                let (rows, ..) =
-                    reader.read_records(ROWS, def, None, &mut values).map_err(wrong(&self.path))?;
+                let (rows, ..) = guarded(&self.path, || reader.read_records(ROWS, def, None, &mut values))?;
                 if rows > 0 {
                     let mut values = values.into_iter();
                     self.ready = match self.optional {
@@ -136,13 +138,35 @@ impl Reader for Parquet {
     }
 }
 
-fn wrong(path: &Path) -> impl FnOnce(ParquetError) -> Error + '_ {
-    move |e| Error::file(path, format!("not a usable parquet file: {e}"))
+/// Calls the parquet library, which panics on some damaged files: an error that names the file instead.
+fn guarded<T>(path: &Path, call: impl FnOnce() -> std::result::Result<T, ParquetError>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Error::file(path, format!("not a usable parquet file: {e}"))),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+            Err(Error::file(path, format!("not a usable parquet file: {text}")))
+        }
+    }
+}
+
+/// A column chunk must lie inside the file.
+fn check_extent(path: &Path, chunk: &ColumnChunkMetaData) -> Result<()> {
+    let length = std::fs::metadata(path).map_err(Error::io(path, "opening"))?.len() as i64;
+    let begin = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+    let size = chunk.compressed_size();
+    let end = begin.checked_add(size);
+    if begin < 0 || size < 0 || chunk.data_page_offset() < 0 || end.is_none_or(|end| end > length) {
+        let problem = format!("a column of {size} bytes at {begin} is not inside the file's {length} bytes");
+        return Err(Error::file(path, problem));
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>> {
     let file = File::open(path).map_err(Error::io(path, "opening"))?;
-    SerializedFileReader::new(file).map_err(wrong(path))
+    guarded(path, || SerializedFileReader::new(file))
 }
 
 /// Number of rows of a file.
