@@ -45,6 +45,9 @@ pub static OPS: &[&OpInfo] = &[
     &crate::decay::GLA,
     &crate::decay::RWKV6,
     &crate::decay::SSD,
+    &crate::rope::ROPE,
+    &crate::loss::CROSS_ENTROPY,
+    &crate::loss::LINEAR_CROSS_ENTROPY,
 ];
 
 /// The operator with this name.

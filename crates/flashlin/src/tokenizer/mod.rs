@@ -23,6 +23,9 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file beside it that names the special tokens (and the Python class).
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
+/// More token ids than any real vocabulary has: larger ones in a file are damage.
+const MAX_IDS: usize = 1 << 24;
+
 /// What can go wrong with a tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -150,6 +153,8 @@ impl Tokenizer {
             expected: "tokenizer.json (of the Hugging Face `tokenizers` library)",
             problem,
         };
+        // The library panics on some syntax errors, so syntax is checked before.
+        serde_json::from_slice::<Value>(&raw).map_err(|e| malformed(e.to_string()))?;
         let inner = tokenizers::Tokenizer::from_bytes(&raw).map_err(|e| malformed(e.to_string()))?;
         Self::wrap(inner, config).map_err(|e| malformed(e.to_string()))
     }
@@ -161,6 +166,11 @@ impl Tokenizer {
         let size = inner.get_vocab(true).values().map(|&id| id as usize + 1).max().unwrap_or(0);
         if size == 0 {
             return Err(TokenizerError::Inner("the vocabulary is empty".into()));
+        }
+        if size > MAX_IDS {
+            return Err(TokenizerError::Inner(
+                format!("the largest token id is {} (at most {MAX_IDS} ids)", size - 1).into(),
+            ));
         }
         let special = |key: &str, own: &str| {
             let named = config.as_ref().and_then(|c| c.get(key)).and_then(token_text);

@@ -194,8 +194,47 @@ fn stream_holds_back_unfinished_characters() {
     assert_eq!(s.finish().unwrap(), "\u{FFFD}");
 }
 
+/// `n` cases of a property; `PROPTEST_CASES` asks for a longer run.
+fn cases(n: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
+    ProptestConfig { cases, ..Default::default() }
+}
+
+#[test]
+fn absurd_ids_are_refused_before_memory_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = Tokenizer::bytes().unwrap().inner().to_string(false).unwrap();
+    std::fs::write(dir.path().join(TOKENIZER_FILE), json.replace("\"a\":100", "\"a\":4000000000")).unwrap();
+    let e = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(e.contains("4000000000") && e.contains("tokenizer.json"), "{e}");
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn damaged_files_never_panic(at in 0.0f64..1.0, byte in 32u8..127, cut in proptest::option::of(0.0f64..1.0), llama in any::<bool>()) {
+        let dir = tempfile::tempdir().unwrap();
+        let t = if llama { llama_like() } else { Tokenizer::bytes().unwrap() };
+        let mut json = t.inner().to_string(false).unwrap().into_bytes();
+        let n = json.len() as f64;
+        json[(at * n) as usize] = byte;
+        if let Some(cut) = cut {
+            json.truncate((cut * n) as usize);
+        }
+        std::fs::write(dir.path().join(TOKENIZER_FILE), json).unwrap();
+        // An error or a tokenizer that works on some text.
+        if let Ok(t) = Tokenizer::from_dir(dir.path()) {
+            let ids = t.encode("ab <s> é\n", true).unwrap_or_default();
+            let _ = t.decode(&ids, true);
+            let mut stream = t.stream(true);
+            ids.iter().for_each(|&id| drop(stream.push(id)));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
 
     #[test]
     fn every_text_survives(text in any::<String>()) {

@@ -1,9 +1,14 @@
 //! What CPU kernels of all crates share: the block size of parallel loops, SIMD dispatch, scalar functions that
 //! vectorise.
 
+pub mod ceiling;
+pub mod features;
 pub mod math;
 
+pub use gemm::Parallelism;
 use rayon::prelude::*;
+
+pub use crate::matmul::{Matrix, gemm_into};
 
 /// Elements a parallel task works on. Fixed, so that results do not depend on the number of threads.
 pub const BLOCK: usize = 16 << 10;

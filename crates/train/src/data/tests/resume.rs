@@ -110,6 +110,14 @@ fn with_another_batch_size_the_tokens_go_on() {
 }
 
 #[test]
+fn a_loader_may_live_on_another_thread() {
+    fn check<T: Send>(_: &T) {}
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(vec![source(&write(dir.path(), "a.txt", "text"))]);
+    check(&Loader::new(&config, &bytes()).unwrap());
+}
+
+#[test]
 fn after_the_end_there_is_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(vec![source(&write(dir.path(), "a.txt", "0123456789abcdefgh"))]);

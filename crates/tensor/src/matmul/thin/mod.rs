@@ -1,0 +1,228 @@
+//! Thin products: up to [`MAX_ROWS`] rows times the transpose of a weight, the whole of a decode step. The weight is
+//! read once, as it is stored (bf16, f16 or f32), at the speed of the memory; arithmetic is f32.
+//!
+//! A sum runs over 16 lanes in one fixed order that depends on the length alone, so a row's bits do not change with
+//! the number of rows beside it, with threads, or with how the weight's rows are grouped.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+
+use crate::{
+    Element,
+    cpu::{
+        features::{Isa, has_fma},
+        vectorized,
+    },
+};
+
+/// Products with at most this many rows on the left take this path.
+pub(crate) const MAX_ROWS: usize = 16;
+
+/// Bytes of weight below which waking another thread costs more than it saves.
+const SERIAL_BYTES: usize = 96 << 10;
+
+/// Bytes of weight one parallel task reads.
+const TASK_BYTES: usize = 128 << 10;
+
+/// Elements of one step: two vectors of 16 lanes.
+const STEP: usize = 32;
+
+/// An element type that weights are read in.
+pub(crate) trait Weight: Element {
+    /// Widens `src` to f32.
+    fn widen(src: &[Self], out: &mut [f32]);
+}
+
+impl Weight for bf16 {
+    fn widen(src: &[Self], out: &mut [f32]) {
+        out.iter_mut().zip(src).for_each(|(o, x)| *o = x.to_f32());
+    }
+}
+
+impl Weight for f16 {
+    fn widen(src: &[Self], out: &mut [f32]) {
+        src.convert_to_f32_slice(&mut out[..src.len()]);
+    }
+}
+
+impl Weight for f32 {
+    fn widen(src: &[Self], out: &mut [f32]) {
+        out[..src.len()].copy_from_slice(src);
+    }
+}
+
+/// A weight [rows, k] whose rows are contiguous and `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightRows<'a, W> {
+    pub data: &'a [W],
+    pub rows: usize,
+    pub k: usize,
+    pub stride: usize,
+}
+
+impl<'a, W> WeightRows<'a, W> {
+    fn row(&self, i: usize) -> &'a [W] {
+        &self.data[i * self.stride..][..self.k]
+    }
+}
+
+/// out [rows, w.rows] = x [rows, k] w^T for contiguous `x` and `out`.
+pub(crate) fn product<X: Element, W: Weight, O: Element>(x: &[X], w: WeightRows<W>, out: &mut [O]) {
+    product_on(Isa::detect(), x, w, out);
+}
+
+fn product_on<X: Element, W: Weight, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
+    let (k, n) = (w.k, w.rows);
+    assert!(k > 0 && n > 0 && x.len().is_multiple_of(k));
+    let rows = x.len() / k;
+    assert!(rows <= MAX_ROWS, "{rows} rows are no thin product");
+    assert!(out.len() == rows * n && w.data.len() >= (n - 1) * w.stride + k);
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() {
+        return avx512::product(isa, x, w, out);
+    }
+    let _ = isa;
+    let x = Rows::<f32>::new(x, k, |i| i, |x| x.to_f32());
+    tasks(rows, w, out, |part| portable(&x, w, part));
+}
+
+/// Runs `work` on all columns of the output: in pieces in parallel, or at once where there is little to read.
+fn tasks<W: Weight, O: Element>(
+    rows: usize,
+    w: WeightRows<W>,
+    out: &mut [O],
+    work: impl Fn(&mut Block<O>) + Sync,
+) {
+    let (n, row_bytes) = (w.rows, w.k * W::DTYPE.size());
+    if n * row_bytes <= SERIAL_BYTES {
+        return work(&mut Block::new(out, rows, n, 0..n));
+    }
+    let per_task = (TASK_BYTES / row_bytes).next_multiple_of(8).max(8);
+    let whole = Shared(out.as_mut_ptr());
+    (0..n.div_ceil(per_task)).into_par_iter().for_each(|t| {
+        let cols = t * per_task..((t + 1) * per_task).min(n);
+        // SAFETY: `out` has rows * n elements (checked above); the tasks' columns do not overlap and lie below n.
+        work(&mut unsafe { Block::from_raw(whole.get(), rows, n, cols) });
+    });
+}
+
+/// The left side as a kernel wants it: each row padded with zeros to whole steps.
+struct Rows<E> {
+    data: Vec<E>,
+    rows: usize,
+    padded: usize,
+}
+
+impl<E: Element> Rows<E> {
+    /// Lane `i` of a step of 32 holds element `position(i)` of those 32.
+    fn new<X: Element>(
+        x: &[X],
+        k: usize,
+        position: impl Fn(usize) -> usize,
+        convert: impl Fn(X) -> E,
+    ) -> Self {
+        let (rows, padded) = (x.len() / k, k.next_multiple_of(STEP));
+        let mut data = vec![E::from_f32(0.0); rows * padded];
+        for (to, from) in data.chunks_exact_mut(padded).zip(x.chunks_exact(k)) {
+            for (to, from) in to.chunks_exact_mut(STEP).zip(from.chunks(STEP)) {
+                for (i, to) in to.iter_mut().enumerate() {
+                    if let Some(&x) = from.get(position(i)) {
+                        *to = convert(x);
+                    }
+                }
+            }
+        }
+        Rows { data, rows, padded }
+    }
+
+    fn row(&self, r: usize) -> &[E] {
+        &self.data[r * self.padded..][..self.padded]
+    }
+}
+
+/// A pointer that tasks share; each writes columns of its own.
+struct Shared<T>(*mut T);
+// SAFETY: see `Block::from_raw`: tasks never touch the same element.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Columns `cols` of a row-major output.
+struct Block<'a, O> {
+    at: *mut O,
+    rows: usize,
+    width: usize,
+    cols: std::ops::Range<usize>,
+    life: std::marker::PhantomData<&'a mut [O]>,
+}
+
+impl<'a, O> Block<'a, O> {
+    fn new(out: &'a mut [O], rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
+        assert!(out.len() >= rows * width);
+        // SAFETY: the slice covers all rows and is borrowed mutably for the block's life.
+        unsafe { Self::from_raw(out.as_mut_ptr(), rows, width, cols) }
+    }
+
+    /// # Safety
+    /// `at` is valid for rows * width elements, and nobody else touches the columns `cols` meanwhile.
+    unsafe fn from_raw(at: *mut O, rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
+        assert!(cols.end <= width);
+        Block { at, rows, width, cols, life: std::marker::PhantomData }
+    }
+
+    fn set(&mut self, row: usize, col: usize, x: O) {
+        assert!(row < self.rows && self.cols.contains(&col));
+        // SAFETY: checked above; the columns belong to this block.
+        unsafe { self.at.add(row * self.width + col).write(x) }
+    }
+}
+
+/// The same for any processor: weight rows are widened piece by piece, then multiplied in 16 lanes.
+fn portable<W: Weight, O: Element>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block<O>) {
+    const PIECE: usize = 1024;
+    let fused = has_fma();
+    let mut wide = [0f32; PIECE];
+    for col in out.cols.clone() {
+        let mut acc = [[0f32; 16]; MAX_ROWS];
+        for (i, piece) in w.row(col).chunks(PIECE).enumerate() {
+            W::widen(piece, &mut wide);
+            let padded = piece.len().next_multiple_of(16);
+            wide[piece.len()..padded].fill(0.0);
+            for (r, acc) in acc.iter_mut().enumerate().take(x.rows) {
+                lanes(acc, &x.row(r)[i * PIECE..][..padded], &wide[..padded], fused);
+            }
+        }
+        for r in 0..x.rows {
+            let mut s = acc[r];
+            for half in [8, 4, 2, 1] {
+                (0..half).for_each(|i| s[i] += s[i + half]);
+            }
+            out.set(r, col, O::from_f32(s[0]));
+        }
+    }
+}
+
+fn lanes(acc: &mut [f32; 16], x: &[f32], w: &[f32], fused: bool) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut a = *acc;
+            for (x, w) in x.chunks_exact(16).zip(w.chunks_exact(16)) {
+                for i in 0..16 {
+                    a[i] = if fused { x[i].mul_add(w[i], a[i]) } else { x[i] * w[i] + a[i] };
+                }
+            }
+            *acc = a;
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests;
