@@ -1,7 +1,9 @@
 #![doc = include_str!("README.md")]
 
 mod args;
+mod conform;
 mod cpu;
+mod flops;
 pub mod reference;
 mod run;
 mod step;
@@ -9,7 +11,9 @@ mod step;
 mod tests;
 
 pub use args::{DeltaArgs, DeltaGate, EraseOrder, GateActivation};
+pub use conform::Conformance;
 use flashlin_tensor::{DType, Result};
+pub use flops::chunk_matrix_flops;
 pub use step::{DeltaStep, StepInputs};
 
 use crate::{Mode, OpInfo, SeqOutput};

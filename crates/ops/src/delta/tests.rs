@@ -3,3 +3,5 @@
 mod api;
 mod kernels;
 mod step;
+
+crate::conformance!(suite, crate::delta::Conformance);

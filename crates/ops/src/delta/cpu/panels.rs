@@ -356,15 +356,32 @@ pub(crate) fn store_keys_grad<R: Real>(
             for r in 0..rows {
                 let (x, g) = (&x[r * kp..][..kp], &grad[r * kp..][..kp]);
                 let dst = &mut out[from + r];
-                if s.l2norm {
-                    let (along, scale) = (dot(x, g), rstd[r]);
-                    for (d, (&x, &g)) in dst.iter_mut().zip(x.iter().zip(g)) {
-                        *d = (g - x * along) * scale;
-                    }
+                if s.l2norm && s.k < LANES {
+                    norm_grad::<R, f64>(x, g, rstd[r], dst);
+                } else if s.l2norm {
+                    norm_grad::<R, R>(x, g, rstd[r], dst);
                 } else {
                     dst.copy_from_slice(&g[..s.k]);
                 }
             }
         },
     );
+}
+
+/// Gradient through `x / sqrt(sum x^2 + eps)`, from the normalised row: `rstd (g - x c)`, where `c = x g` up to rounding.
+/// Short rows are projected in f64 (`A`): there, little or nothing may be left across `x`, and with one channel the
+/// gradient is what epsilon leaves.
+#[inline(always)]
+fn norm_grad<R: Real, A: Real>(x: &[R], g: &[R], rstd: R, out: &mut [R]) {
+    let wide = |v: R| A::from_f64(v.to_f64());
+    let mut c = wide(dot(x, g));
+    if A::DTYPE != R::DTYPE {
+        let sum = |a: &[R], b: &[R]| a.iter().zip(b).map(|(&a, &b)| wide(a) * wide(b)).sum::<A>();
+        let own = sum(x, x);
+        let left = A::ONE - A::from_f64(L2_EPS) * wide(rstd) * wide(rstd);
+        c = if own > A::ZERO { sum(x, g) / own * left } else { A::ZERO };
+    }
+    for (o, (&x, &g)) in out.iter_mut().zip(x.iter().zip(g)) {
+        *o = R::from_f64(((wide(g) - wide(x) * c) * wide(rstd)).to_f64());
+    }
 }
