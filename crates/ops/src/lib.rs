@@ -20,6 +20,7 @@ pub mod rope;
 mod rows;
 mod seqs;
 pub mod simd;
+pub mod softmax;
 mod state;
 #[cfg(test)]
 mod testing;

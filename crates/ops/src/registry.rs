@@ -48,6 +48,7 @@ pub static OPS: &[&OpInfo] = &[
     &crate::rope::ROPE,
     &crate::loss::CROSS_ENTROPY,
     &crate::loss::LINEAR_CROSS_ENTROPY,
+    &crate::softmax::ATTENTION,
 ];
 
 /// The operator with this name.

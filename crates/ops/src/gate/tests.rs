@@ -3,7 +3,7 @@
 use flashlin_tensor::{DType, Device, Result, Tensor, Var};
 
 use super::{DecayGate, DecayGateArgs, decay_gate, log_sigmoid_gate};
-use crate::testing::{distance, grad_check, gradients, randn, same_bits_on_any_threads};
+use crate::testing::{grad_check, gradients, randn, relative_l2, same_bits_on_any_threads};
 
 fn normal(dims: &[usize], seed: u64) -> Tensor {
     randn(seed, dims, DType::F64)
@@ -83,7 +83,7 @@ fn lower_precision_follows_f64() {
     let want = run(DType::F64);
     for (dtype, tol) in [(DType::F32, 1e-6), (DType::F16, 2e-3), (DType::BF16, 1e-2)] {
         for (got, want) in run(dtype).iter().zip(&want) {
-            assert!(distance(got, want) < tol, "{dtype}");
+            assert!(relative_l2(got, want) < tol, "{dtype}");
         }
     }
 }

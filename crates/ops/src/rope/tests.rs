@@ -89,8 +89,8 @@ fn scores_depend_on_the_distance_and_xpos_decays() {
     let xpos = Rotary::new(16, 10_000.0).unwrap().scale_base(64.0).unwrap();
     for r in [&plain, &xpos] {
         let (a, b) = (scores(r, 12, 0, 40), scores(r, 12, 25, 40));
-        assert!(distance(&a, &b) < 1e-5);
-        assert!(distance(&[a[12 * 7 + 3]], &[a[12 * 9 + 5]]) < 1e-5);
+        assert!(relative_l2(&a, &b) < 1e-5);
+        assert!(relative_l2(&[a[12 * 7 + 3]], &[a[12 * 9 + 5]]) < 1e-5);
     }
     // The factor of the pair i over a distance of 12 tokens is s_i^(12/64).
     let one =

@@ -1,0 +1,126 @@
+//! The key-value cache of decoding: padded rows with a length each, appended in place.
+
+use flashlin_tensor::{DType, Device, Error, Result, Tensor};
+
+use crate::{
+    PackedSeqs,
+    rows::{Rows, RowsMut, with_rows},
+};
+
+const OP: &str = "kv_cache";
+
+/// Keys `[N, cap, H, K]` and values `[N, cap, H, V]` of N sequences, of which the first `lens[n]` of row n count.
+///
+/// A clone is a fork: storage is shared until one side appends. Room grows by doubling, so appending copies nothing of
+/// the past on most calls; with a window, keys that no later query sees are dropped when room runs out.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    /// `[N, cap, H, K]`
+    pub k: Tensor,
+    /// `[N, cap, H, V]`
+    pub v: Tensor,
+    /// Valid entries of each row
+    pub lens: Vec<usize>,
+}
+
+impl KvCache {
+    /// An empty cache of `rows` sequences.
+    ///
+    /// # Errors
+    /// When memory is short or the device is not served.
+    pub fn new(
+        rows: usize,
+        heads: usize,
+        k_dim: usize,
+        v_dim: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Ok(KvCache {
+            k: Tensor::zeros(&[rows, 0, heads, k_dim], dtype, device)?,
+            v: Tensor::zeros(&[rows, 0, heads, v_dim], dtype, device)?,
+            lens: vec![0; rows],
+        })
+    }
+
+    /// Appends the tokens of `k` and `v`, `[N, T, H, D]` or packed `[1, T, H, D]` with boundaries of N sequences.
+    /// `window` is that of the attention: what lies further back than it may be dropped.
+    ///
+    /// # Errors
+    /// When shapes or boundaries do not fit, or memory is short.
+    pub fn append(
+        &mut self,
+        k: &Tensor,
+        v: &Tensor,
+        seqs: Option<&PackedSeqs>,
+        window: Option<usize>,
+    ) -> Result<()> {
+        let [b, t, ..] = k.dims_n::<4>(OP, "k")?;
+        let seqs = PackedSeqs::resolve(OP, seqs, b, t)?;
+        for (arg, new, old) in [("k", k, &self.k), ("v", v, &self.v)] {
+            if new.rank() != 4 || new.dims()[..2] != [b, t] || new.dims()[2..] != old.dims()[2..] {
+                return Err(Error::shape(
+                    OP,
+                    arg,
+                    new.dims(),
+                    format!("[{b}, {t}] and {:?}", &old.dims()[2..]),
+                ));
+            }
+        }
+        if seqs.len() != self.lens.len() {
+            let why = format!("is for {} sequences, but the cache has {} rows", seqs.len(), self.lens.len());
+            return Err(Error::invalid(OP, "k", why));
+        }
+        let added: Vec<usize> = seqs.ranges().map(|r| r.len()).collect();
+        let kept: Vec<usize> = self.lens.iter().map(|&l| window.map_or(l, |w| l.min(w.max(1) - 1))).collect();
+        let most = |have: &[usize]| have.iter().zip(&added).map(|(h, a)| h + a).max().unwrap_or(0);
+        let (need, least) = (most(&self.lens), most(&kept));
+        let cap = self.k.dim(1);
+        if need > cap || least.saturating_mul(4) < cap {
+            let room = if need > cap { least.max(cap.min(2 * least)) } else { least };
+            let keep = if window.is_some() { &kept } else { &self.lens };
+            let room = room.next_power_of_two().max(16);
+            self.k = moved(&self.k, &self.lens, keep, room)?;
+            self.v = moved(&self.v, &self.lens, keep, room)?;
+            self.lens = keep.clone();
+        }
+        write(&mut self.k, k, &seqs, &self.lens)?;
+        write(&mut self.v, v, &seqs, &self.lens)?;
+        self.lens.iter_mut().zip(&added).for_each(|(l, a)| *l += a);
+        Ok(())
+    }
+}
+
+/// The newest `keep[n]` of `lens[n]` entries of each row, at the front of rows with room for `cap`.
+fn moved(old: &Tensor, lens: &[usize], keep: &[usize], cap: usize) -> Result<Tensor> {
+    let [n, _, h, d] = old.dims_n::<4>(OP, "cache")?;
+    let mut out = Tensor::zeros(&[n, cap, h, d], old.dtype(), &old.device())?;
+    let (src, room) = (old.contiguous()?, old.dim(1));
+    let (rows, mut out_rows) = (Rows::new(&src)?, RowsMut::of(&mut out)?);
+    let mut buf = vec![0f64; d];
+    for (row, (&len, &keep)) in lens.iter().zip(keep).enumerate() {
+        for t in 0..keep * h {
+            let from = (row * room + len - keep) * h + t;
+            out_rows.write((row * cap * h + t) * d, rows.row(from, &mut buf));
+        }
+    }
+    Ok(out)
+}
+
+/// Writes the tokens of sequence n at `lens[n]` of row n.
+fn write(cache: &mut Tensor, new: &Tensor, seqs: &PackedSeqs, lens: &[usize]) -> Result<()> {
+    let [_, cap, h, d] = cache.dims_n::<4>(OP, "cache")?;
+    if !cache.is_unique() || !cache.is_contiguous() {
+        *cache = cache.copy()?;
+    }
+    let new = with_rows(OP, "tokens", new)?;
+    let (rows, mut out) = (Rows::new(&new)?, RowsMut::of(cache)?);
+    let mut buf = vec![0f64; d];
+    for (n, range) in seqs.ranges().enumerate() {
+        let shift = (n * cap + lens[n]) * h;
+        for (t, from) in (range.start * h..range.end * h).enumerate() {
+            out.write((shift + t) * d, rows.row(from, &mut buf));
+        }
+    }
+    Ok(())
+}
