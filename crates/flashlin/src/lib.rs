@@ -2,6 +2,7 @@
 
 mod error;
 pub mod files;
+pub mod hub;
 pub mod sample;
 pub mod tokenizer;
 pub mod weights;
