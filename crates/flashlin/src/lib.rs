@@ -2,8 +2,6 @@
 
 mod error;
 pub mod files;
-pub mod hub;
-pub mod sample;
 pub mod tokenizer;
 pub mod weights;
 

@@ -367,7 +367,8 @@ mod tests {
                 assert!(matches!(e, Error::NotFinite { .. }) && e.to_string().contains("row 0"), "{e}");
             }
         }
-        let bad: [(&str, fn(&mut SamplingParams)); 7] = [
+        type Change = fn(&mut SamplingParams);
+        let bad: [(&str, Change); 7] = [
             ("temperature", |p| p.temperature = -1.0),
             ("temperature", |p| p.temperature = f64::NAN),
             ("top_p", |p| p.top_p = 1.5),
