@@ -69,7 +69,7 @@ fn size_class(len: usize) -> usize {
 impl HostBuffer {
     /// `len` bytes of unspecified (but initialised) content.
     pub fn new(len: usize) -> Result<Self> {
-        let mut buf = Self::take(len)?;
+        let mut buf = Self::scratch(len)?;
         if POISON.load(Ordering::Relaxed) {
             buf.bytes_mut().fill(0xff);
         }
@@ -88,7 +88,8 @@ impl HostBuffer {
         }
     }
 
-    fn take(len: usize) -> Result<Self> {
+    /// As [`HostBuffer::new`], never poisoned: for a kernel's own use.
+    pub fn scratch(len: usize) -> Result<Self> {
         let capacity = size_class(len);
         match Self::recycled(len, capacity) {
             Some(buf) => Ok(buf),

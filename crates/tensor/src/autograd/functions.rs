@@ -367,7 +367,9 @@ impl Var {
                 let g2 = g.reshape(&[rows, w.dim(0)])?;
                 let dx = if ctx.needs(0) { Some(g2.matmul(&w)?.reshape(x.dims())?) } else { None };
                 let dw = if ctx.needs(1) {
-                    Some(g2.transpose(0, 1)?.matmul(&x.reshape(&[rows, w.dim(1)])?)?)
+                    // Gradients of weights stay in f32, as they are accumulated.
+                    let x = x.reshape(&[rows, w.dim(1)])?;
+                    Some(g2.transpose(0, 1)?.matmul_to(&x, w.dtype().accumulator())?)
                 } else {
                     None
                 };

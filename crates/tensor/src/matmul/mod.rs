@@ -1,12 +1,42 @@
-//! Dense products through `gemm`. Half precision is converted panel-wise to f32 (the crate cannot multiply bf16),
-//! accumulated in f32 and rounded once.
+//! Dense products. f32 and f64 go through `gemm`; bf16 through our own kernel where the processor multiplies it, else
+//! (and f16) panel-wise through f32; few rows against a weight take a path that reads the weight once at the speed of
+//! the memory. Sums are f32 (f64 for f64), rounded once. Which path serves a product follows from its shape, layout
+//! and dtypes alone.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod panels;
+#[cfg(test)]
+mod tests;
 mod thin;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use crate::{DType, Device, Error, Result, Tensor, layout::broadcast};
+use crate::{
+    DType, Device, Element, Error, Result, Tensor,
+    layout::{Layout, broadcast},
+};
+
+/// Calls `$body` with `$T` bound to the type of an f32, bf16 or f16 dtype (the only ones that come here).
+macro_rules! up_to_f32 {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            _ => {
+                type $T = f32;
+                $body
+            }
+        }
+    };
+}
 
 impl Tensor {
     /// Matrix product over the last two dimensions; leading dimensions broadcast. [.., m, k] x [.., k, n] -> [.., m, n].
@@ -15,16 +45,22 @@ impl Tensor {
     /// # Errors
     /// When shapes do not fit, dtypes differ or are not floats.
     pub fn matmul(&self, rhs: &Tensor) -> Result<Tensor> {
+        if self.dtype != rhs.dtype || !self.dtype.is_float() {
+            let expected = format!("the left side's {} (a float)", self.dtype);
+            return Err(Error::dtype("matmul", "rhs", rhs.dtype, expected));
+        }
+        self.matmul_to(rhs, self.dtype)
+    }
+
+    /// As [`Tensor::matmul`] with a result in `dtype`: half-precision operands may leave their f32 sums unrounded, and
+    /// an f32 operand may meet a half-precision one (the result is then f32).
+    ///
+    /// # Errors
+    /// When shapes do not fit or the dtypes are no such combination.
+    pub fn matmul_to(&self, rhs: &Tensor, dtype: DType) -> Result<Tensor> {
         const OP: &str = "matmul";
         self.same_device(OP, rhs)?;
-        if self.dtype != rhs.dtype || !self.dtype.is_float() {
-            return Err(Error::dtype(
-                OP,
-                "rhs",
-                rhs.dtype,
-                format!("the left side's {} (a float)", self.dtype),
-            ));
-        }
+        check_dtypes(self.dtype, rhs.dtype, dtype)?;
         if self.rank() < 2 || rhs.rank() < 2 || self.dim(self.rank() - 1) != rhs.dim(rhs.rank() - 2) {
             let expected = format!("[.., k, n] for a left side of {:?}", self.dims());
             return Err(Error::shape(OP, "rhs", rhs.dims(), expected));
@@ -37,29 +73,36 @@ impl Tensor {
             let rows: usize = lead.iter().product();
             let mut dims = lead.to_vec();
             dims.push(n);
-            return self.reshape(&[rows, k])?.matmul(rhs)?.reshape(&dims);
+            return self.reshape(&[rows, k])?.matmul_to(rhs, dtype)?.reshape(&dims);
         }
         let batch = broadcast(OP, &self.dims()[..ra], &rhs.dims()[..rb])?;
         let with = |r: usize, c: usize| batch.iter().copied().chain([r, c]).collect::<Vec<_>>();
-        let mut out = Tensor::empty(&with(m, n), self.dtype, &self.device())?;
+        if k == 0 {
+            return Tensor::zeros(&with(m, n), dtype, &self.device());
+        }
+        let mut out = Tensor::empty(&with(m, n), dtype, &self.device())?;
         if out.numel() == 0 {
             return Ok(out);
         }
-        if k == 0 {
-            return Tensor::zeros(&with(m, n), self.dtype, &self.device());
-        }
-        if let Some(w) = thin_weight(m, rhs, self.dtype) {
-            thin(self, &w, &mut out)?;
+        if let Some(w) = thin_weight(m, rhs) {
+            let x = self.contiguous()?;
+            up_to_f32!(x.dtype, X => up_to_f32!(w.dtype, W => up_to_f32!(dtype, O => {
+                thin::<X, W, O>(&x, &w, &mut out)?
+            })));
             return Ok(out);
         }
-        if self.dtype.is_half() {
-            let (a, b) = (self.to_dtype(DType::F32)?, rhs.to_dtype(DType::F32)?);
-            return a.matmul(&b)?.to_dtype(self.dtype);
-        }
         let (a, b) = (self.expand(&with(m, k))?, rhs.expand(&with(k, n))?);
-        match self.dtype {
-            DType::F32 => batched::<f32>(&a, &b, &mut out)?,
-            _ => batched::<f64>(&a, &b, &mut out)?,
+        match (a.dtype, b.dtype) {
+            (DType::F64, _) => batched(&a, &b, &mut out, gemm_dense::<f64>)?,
+            (DType::F32, DType::F32) => batched(&a, &b, &mut out, gemm_dense::<f32>)?,
+            #[cfg(target_arch = "x86_64")]
+            (DType::BF16, DType::BF16) if bf16::available() => match dtype {
+                DType::F32 => batched(&a, &b, &mut out, bf16::gemm::<f32>)?,
+                _ => batched(&a, &b, &mut out, bf16::gemm::<half::bf16>)?,
+            },
+            _ => up_to_f32!(a.dtype, A => up_to_f32!(b.dtype, B => up_to_f32!(dtype, O => {
+                batched(&a, &b, &mut out, panels::gemm::<A, B, O>)?
+            }))),
         }
         Ok(out)
     }
@@ -69,6 +112,18 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::matmul`].
     pub fn linear(&self, weight: &Tensor) -> Result<Tensor> {
+        if self.dtype != weight.dtype || !self.dtype.is_float() {
+            let expected = format!("{} as x (a float)", self.dtype);
+            return Err(Error::dtype("linear", "weight", weight.dtype, expected));
+        }
+        self.linear_to(weight, self.dtype)
+    }
+
+    /// As [`Tensor::linear`] with a result in `dtype`, which may be as for [`Tensor::matmul_to`].
+    ///
+    /// # Errors
+    /// As [`Tensor::matmul_to`].
+    pub fn linear_to(&self, weight: &Tensor, dtype: DType) -> Result<Tensor> {
         if weight.rank() != 2 {
             return Err(Error::shape("linear", "weight", weight.dims(), "[out, in]"));
         }
@@ -79,7 +134,7 @@ impl Tensor {
         let mut dims = self.dims().to_vec();
         let rows = dims[..dims.len() - 1].iter().product();
         let wt = weight.transpose(0, 1)?;
-        let y = self.reshape(&[rows, weight.dim(1)])?.matmul(&wt)?;
+        let y = self.reshape(&[rows, weight.dim(1)])?.matmul_to(&wt, dtype)?;
         if let Some(last) = dims.last_mut() {
             *last = weight.dim(0);
         }
@@ -98,39 +153,52 @@ impl Tensor {
     }
 }
 
+/// The float pairs that multiply: one dtype, or f32 with a half; the result is theirs or f32.
+fn check_dtypes(a: DType, b: DType, out: DType) -> Result<()> {
+    let wide = |d: DType| d.is_half() || d == DType::F32;
+    let ok = match (a, b) {
+        (DType::F64, DType::F64) => out == DType::F64,
+        (a, b) if a == b => wide(a) && (out == a || out == DType::F32),
+        (DType::F32, x) | (x, DType::F32) => wide(x) && out == DType::F32,
+        _ => false,
+    };
+    if ok {
+        return Ok(());
+    }
+    let what = format!("{a} times {b} into {out}");
+    Err(Error::unsupported("matmul", what, "one float dtype into itself; f32, bf16 or f16 into f32"))
+}
+
 /// `rhs` transposed back to [n, k], where the product has few rows and `rhs` is a weight whose rows lie along k: the
-/// case of a decode step. The rule looks at shapes and layout alone.
-fn thin_weight(m: usize, rhs: &Tensor, dtype: DType) -> Option<Tensor> {
+/// case of a decode step. The rule looks at shapes, layout and dtype alone.
+fn thin_weight(m: usize, rhs: &Tensor) -> Option<Tensor> {
     let along_k = rhs.rank() == 2 && (rhs.strides()[0] == 1 || rhs.dim(0) == 1);
-    let fits = m <= thin::MAX_ROWS && (dtype.is_half() || dtype == DType::F32);
+    let fits = m <= thin::MAX_ROWS && rhs.dtype != DType::F64;
     if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
 }
 
-fn thin(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-    fn run<T: thin::Weight>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-        let w = thin::WeightRows {
-            data: w.strided::<T>()?.data,
-            rows: w.dim(0),
-            k: w.dim(1),
-            stride: w.strides()[0],
-        };
-        thin::product(x.as_slice::<T>()?, w, out.as_mut_slice::<T>()?);
-        Ok(())
-    }
-    let x = x.contiguous()?;
-    match x.dtype {
-        DType::BF16 => run::<half::bf16>(&x, w, out),
-        DType::F16 => run::<half::f16>(&x, w, out),
-        _ => run::<f32>(&x, w, out),
-    }
+fn thin<X: Element, W: panels::Stored, O: Element>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
+    let rows = thin::WeightRows {
+        data: w.strided::<W>()?.data,
+        rows: w.dim(0),
+        k: w.dim(1),
+        stride: w.strides()[0],
+    };
+    thin::product(x.as_slice::<X>()?, rows, out.as_mut_slice::<O>()?);
+    Ok(())
 }
 
-/// One product per matrix of the batch: many small ones in parallel, few large ones each in parallel.
-fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+/// One product per matrix of the batch: many in parallel, a single one in parallel by itself.
+fn batched<A: Element, B: Element, O: Element>(
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut Tensor,
+    product: impl Fn(&mut [O], Matrix<A>, Matrix<B>, bool) -> Result<()> + Sync,
+) -> Result<()> {
     let r = a.rank() - 2;
     let (m, k, n) = (a.dim(r), a.dim(r + 1), b.dim(r + 1));
     let offsets = |t: &Tensor| -> Vec<usize> {
-        let lead = crate::layout::Layout {
+        let lead = Layout {
             dims: t.dims()[..r].iter().copied().chain([1]).collect(),
             strides: t.strides()[..r].iter().copied().chain([0]).collect(),
             offset: 0,
@@ -139,31 +207,18 @@ fn batched<T: crate::Real>(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<(
         (0..rows.count()).map(|i| rows.at(i)).collect()
     };
     let (ao, bo) = (offsets(a), offsets(b));
-    let (av, bv) = (a.strided::<T>()?, b.strided::<T>()?);
-    let one = |o: &mut [T], i: usize, par: Parallelism| {
-        let a = Matrix {
-            data: &av.data[ao[i]..],
-            rows: m,
-            cols: k,
-            row_stride: a.strides()[r],
-            col_stride: a.strides()[r + 1],
-        };
-        let b = Matrix {
-            data: &bv.data[bo[i]..],
-            rows: k,
-            cols: n,
-            row_stride: b.strides()[r],
-            col_stride: b.strides()[r + 1],
-        };
-        gemm_into(o, n, false, a, b, par);
+    let (av, bv) = (a.strided::<A>()?, b.strided::<B>()?);
+    let (sa, sb) = (&a.strides()[r..], &b.strides()[r..]);
+    let one = |o: &mut [O], i: usize, parallel: bool| {
+        let a = Matrix { data: &av.data[ao[i]..], rows: m, cols: k, row_stride: sa[0], col_stride: sa[1] };
+        let b = Matrix { data: &bv.data[bo[i]..], rows: k, cols: n, row_stride: sb[0], col_stride: sb[1] };
+        product(o, a, b, parallel)
     };
-    let o = out.as_mut_slice::<T>()?;
+    let o = out.as_mut_slice::<O>()?;
     if ao.len() == 1 {
-        one(o, 0, Parallelism::Rayon(0));
-    } else {
-        o.par_chunks_mut(m * n).enumerate().for_each(|(i, o)| one(o, i, Parallelism::None));
+        return one(o, 0, true);
     }
-    Ok(())
+    o.par_chunks_mut(m * n).enumerate().try_for_each(|(i, o)| one(o, i, false))
 }
 
 /// A strided matrix operand of [`gemm_into`]: element (i, j) is at `i * row_stride + j * col_stride`.
@@ -185,6 +240,12 @@ impl<T> Matrix<'_, T> {
     fn span(&self) -> usize {
         (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
     }
+}
+
+fn gemm_dense<T: crate::Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, parallel: bool) -> Result<()> {
+    let par = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    gemm_into(out, b.cols, false, a, b, par);
+    Ok(())
 }
 
 /// out = a b, or out += a b, with rows of `out` `ld` apart; for kernels that work on slices. The bits do not depend
@@ -224,68 +285,5 @@ pub fn gemm_into<T: crate::Real>(
             false,
             par,
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Philox;
-
-    fn naive(a: &Tensor, b: &Tensor) -> Vec<f64> {
-        let (m, k, n) = (a.dim(0), a.dim(1), b.dim(1));
-        let (x, y) = (a.to_f64_vec().unwrap(), b.to_f64_vec().unwrap());
-        (0..m * n).map(|i| (0..k).map(|l| x[i / n * k + l] * y[l * n + i % n]).sum()).collect()
-    }
-
-    fn close(a: &[f64], b: &[f64], tol: f64) {
-        let err: f64 = a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt();
-        let norm: f64 = b.iter().map(|y| y * y).sum::<f64>().sqrt();
-        assert!(err <= tol * norm.max(1e-30), "{err} {norm}");
-    }
-
-    #[test]
-    fn products_in_every_float_type_and_layout() {
-        for (d, tol) in [(DType::F64, 1e-14), (DType::F32, 1e-6), (DType::BF16, 6e-3), (DType::F16, 1e-3)] {
-            for (m, k, n) in [(1, 1, 1), (3, 5, 7), (64, 33, 2), (1, 64, 65), (17, 1, 9)] {
-                let a = Philox::new(1, 0).randn(0.0, 1.0, &[m, k], d, &Device::Cpu).unwrap();
-                let b = Philox::new(2, 0).randn(0.0, 1.0, &[n, k], d, &Device::Cpu).unwrap();
-                let bt = b.transpose(0, 1).unwrap();
-                close(&a.matmul(&bt).unwrap().to_f64_vec().unwrap(), &naive(&a, &bt), tol);
-                close(&a.linear(&b).unwrap().to_f64_vec().unwrap(), &naive(&a, &bt), tol);
-            }
-        }
-    }
-
-    #[test]
-    fn batches_broadcast() {
-        let a = Philox::new(1, 0).randn(0.0, 1.0, &[3, 2, 4, 5], DType::F64, &Device::Cpu).unwrap();
-        let b = Philox::new(2, 0).randn(0.0, 1.0, &[2, 5, 6], DType::F64, &Device::Cpu).unwrap();
-        let c = a.matmul(&b).unwrap();
-        assert_eq!(c.dims(), [3, 2, 4, 6]);
-        let one = c.select(0, 2).unwrap().select(0, 1).unwrap();
-        let (x, y) = (a.select(0, 2).unwrap().select(0, 1).unwrap(), b.select(0, 1).unwrap());
-        close(&one.to_f64_vec().unwrap(), &naive(&x, &y), 1e-14);
-    }
-
-    #[test]
-    fn empty_and_wrong_shapes() {
-        let z = |d: &[usize]| Tensor::zeros(d, DType::F32, &Device::Cpu).unwrap();
-        assert_eq!(z(&[2, 0]).matmul(&z(&[0, 3])).unwrap().to_f64_vec().unwrap(), [0.0; 6]);
-        assert_eq!(z(&[0, 4]).matmul(&z(&[4, 3])).unwrap().dims(), [0, 3]);
-        assert!(z(&[2, 3]).matmul(&z(&[2, 3])).is_err());
-        assert!(z(&[3]).matmul(&z(&[3, 3])).is_err());
-        assert!(z(&[2, 3]).linear(&z(&[4, 2])).is_err());
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_threads() {
-        let a = Philox::new(1, 0).randn(0.0, 1.0, &[200, 700], DType::F32, &Device::Cpu).unwrap();
-        let b = Philox::new(2, 0).randn(0.0, 1.0, &[700, 300], DType::F32, &Device::Cpu).unwrap();
-        let with = |n| {
-            rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| a.matmul(&b).unwrap())
-        };
-        assert_eq!(with(1).to_vec::<f32>().unwrap(), with(2).to_vec::<f32>().unwrap());
-        assert_eq!(with(1).to_vec::<f32>().unwrap(), with(3).to_vec::<f32>().unwrap());
     }
 }

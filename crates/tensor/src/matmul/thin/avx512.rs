@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Block, Isa, Rows, STEP, Weight, WeightRows, tasks};
+use super::{Block, Isa, Rows, STEP, Stored, WeightRows, tasks};
 use crate::{DType, Element};
 
 /// Rows of the left side that one pass over a group of weight rows serves.
@@ -16,7 +16,7 @@ trait Dot {
     /// Element of the prepared left side.
     type Left: Element;
     /// Element of the weight.
-    type Right: Weight;
+    type Right: Stored;
     /// A step in registers.
     type Vector: Copy;
 
@@ -151,7 +151,7 @@ widened!(f32, |at, n, WHOLE| {
 });
 
 /// See [`super::product`]; the machine has AVX-512.
-pub(super) fn product<X: Element, W: Weight, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
+pub(super) fn product<X: Element, W: Stored, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
     assert!(isa.has_avx512() && Isa::available().contains(&isa));
     let rows = x.len() / w.k;
     if isa == Isa::Avx512Bf16 && X::DTYPE == DType::BF16 && W::DTYPE == DType::BF16 {

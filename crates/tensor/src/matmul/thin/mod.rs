@@ -7,9 +7,9 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
+use super::panels::Stored;
 use crate::{
     Element,
     cpu::{
@@ -30,30 +30,6 @@ const TASK_BYTES: usize = 128 << 10;
 /// Elements of one step: two vectors of 16 lanes.
 const STEP: usize = 32;
 
-/// An element type that weights are read in.
-pub(crate) trait Weight: Element {
-    /// Widens `src` to f32.
-    fn widen(src: &[Self], out: &mut [f32]);
-}
-
-impl Weight for bf16 {
-    fn widen(src: &[Self], out: &mut [f32]) {
-        out.iter_mut().zip(src).for_each(|(o, x)| *o = x.to_f32());
-    }
-}
-
-impl Weight for f16 {
-    fn widen(src: &[Self], out: &mut [f32]) {
-        src.convert_to_f32_slice(&mut out[..src.len()]);
-    }
-}
-
-impl Weight for f32 {
-    fn widen(src: &[Self], out: &mut [f32]) {
-        out[..src.len()].copy_from_slice(src);
-    }
-}
-
 /// A weight [rows, k] whose rows are contiguous and `stride` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct WeightRows<'a, W> {
@@ -70,11 +46,11 @@ impl<'a, W> WeightRows<'a, W> {
 }
 
 /// out [rows, w.rows] = x [rows, k] w^T for contiguous `x` and `out`.
-pub(crate) fn product<X: Element, W: Weight, O: Element>(x: &[X], w: WeightRows<W>, out: &mut [O]) {
+pub(crate) fn product<X: Element, W: Stored, O: Element>(x: &[X], w: WeightRows<W>, out: &mut [O]) {
     product_on(Isa::detect(), x, w, out);
 }
 
-fn product_on<X: Element, W: Weight, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
+fn product_on<X: Element, W: Stored, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
     let (k, n) = (w.k, w.rows);
     assert!(k > 0 && n > 0 && x.len().is_multiple_of(k));
     let rows = x.len() / k;
@@ -90,7 +66,7 @@ fn product_on<X: Element, W: Weight, O: Element>(isa: Isa, x: &[X], w: WeightRow
 }
 
 /// Runs `work` on all columns of the output: in pieces in parallel, or at once where there is little to read.
-fn tasks<W: Weight, O: Element>(
+fn tasks<W: Stored, O: Element>(
     rows: usize,
     w: WeightRows<W>,
     out: &mut [O],
@@ -185,14 +161,14 @@ impl<'a, O> Block<'a, O> {
 }
 
 /// The same for any processor: weight rows are widened piece by piece, then multiplied in 16 lanes.
-fn portable<W: Weight, O: Element>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block<O>) {
+fn portable<W: Stored, O: Element>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block<O>) {
     const PIECE: usize = 1024;
     let fused = has_fma();
     let mut wide = [0f32; PIECE];
     for col in out.cols.clone() {
         let mut acc = [[0f32; 16]; MAX_ROWS];
         for (i, piece) in w.row(col).chunks(PIECE).enumerate() {
-            W::widen(piece, &mut wide);
+            W::widen(piece, &mut wide[..piece.len()]);
             let padded = piece.len().next_multiple_of(16);
             wide[piece.len()..padded].fill(0.0);
             for (r, acc) in acc.iter_mut().enumerate().take(x.rows) {

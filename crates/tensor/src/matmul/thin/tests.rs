@@ -15,7 +15,7 @@ fn exact<X: Element, W: Element>(x: &[X], w: &WeightRows<W>) -> Vec<f64> {
     x.chunks(w.k).flat_map(|x| (0..w.rows).map(|o| dot(x, w.row(o))).collect::<Vec<_>>()).collect()
 }
 
-fn check<X: Element, W: Weight>(rows: usize, n: usize, k: usize, gap: usize) {
+fn check<X: Element, W: Stored>(rows: usize, n: usize, k: usize, gap: usize) {
     let (x, data) = (numbers::<X>(1, rows * k), numbers::<W>(2, n * (k + gap)));
     let w = WeightRows { data: &data, rows: n, k, stride: k + gap };
     let want = exact(&x, &w);
@@ -50,7 +50,7 @@ fn odd_shapes_match_f64() {
 
 #[test]
 fn a_row_does_not_depend_on_its_neighbours_or_on_threads() {
-    fn run<T: Weight>() {
+    fn run<T: Stored>() {
         let (n, k) = (333, 517);
         let (x, data) = (numbers::<T>(1, 16 * k), numbers::<T>(2, n * k));
         let w = WeightRows { data: &data, rows: n, k, stride: k };
@@ -78,7 +78,7 @@ fn a_row_does_not_depend_on_its_neighbours_or_on_threads() {
 
 #[test]
 fn nan_and_infinity_come_through_and_stay_in_their_row() {
-    fn run<T: Weight>() {
+    fn run<T: Stored>() {
         for isa in Isa::available() {
             let k = 37;
             let mut data = vec![T::from_f64(1.0); 9 * k];
