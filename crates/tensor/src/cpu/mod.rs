@@ -8,7 +8,7 @@ pub mod math;
 pub use gemm::Parallelism;
 use rayon::prelude::*;
 
-pub use crate::matmul::{Matrix, gemm_into};
+pub use crate::matmul::{Matrix, gemm_f32_into, gemm_into};
 
 /// Elements a parallel task works on. Fixed, so that results do not depend on the number of threads.
 pub const BLOCK: usize = 16 << 10;

@@ -52,24 +52,26 @@ pub(super) fn available() -> bool {
     Isa::detect() == Isa::Avx512Bf16
 }
 
-/// out [rows, cols] (f32 or bf16) = a b.
+/// out (f32 or bf16, rows `ld` apart) = a b, or out + a b (f32 only).
 ///
 /// # Errors
 /// When memory is short.
 pub(super) fn gemm<O: Element>(
     out: &mut [O],
+    ld: usize,
+    add: bool,
     a: Matrix<bf16>,
     b: Matrix<bf16>,
     parallel: bool,
 ) -> Result<()> {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(available() && k == b.rows && m > 0 && n > 0 && k > 0);
-    assert!(a.data.len() >= a.span() && b.data.len() >= b.span() && out.len() >= m * n);
+    assert!(a.data.len() >= a.span() && b.data.len() >= b.span() && out.len() >= (m - 1) * ld + n && ld >= n);
     let parallel = parallel && m * n * k > SERIAL;
     let a = Operand { data: a.data, lanes: m, k, lane_stride: a.row_stride, k_stride: a.col_stride };
     let b = Operand { data: b.data, lanes: n, k, lane_stride: b.col_stride, k_stride: b.row_stride };
     let (step_a, step_b) = (a.groups_at_once() * LANES, b.groups_at_once() * LANES);
-    let target = Target::new(out, n);
+    let target = Target::new(out, ld, add);
     for row in (0..m).step_by(step_a) {
         let pa = Packed::new(a, row, step_a.min(m - row), true, parallel)?;
         for col in (0..n).step_by(step_b) {
@@ -213,7 +215,7 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 /// The output, shared by tasks that write disjoint tiles.
 #[derive(Clone, Copy)]
 enum Target<'a> {
-    F32 { at: *mut f32, ld: usize, life: std::marker::PhantomData<&'a mut [f32]> },
+    F32 { at: *mut f32, ld: usize, add: bool, life: std::marker::PhantomData<&'a mut [f32]> },
     Bf16 { at: *mut bf16, ld: usize, life: std::marker::PhantomData<&'a mut [bf16]> },
 }
 
@@ -221,12 +223,12 @@ enum Target<'a> {
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
-    fn new<O: Element>(out: &'a mut [O], ld: usize) -> Self {
+    fn new<O: Element>(out: &'a mut [O], ld: usize, add: bool) -> Self {
         let life = std::marker::PhantomData;
         if O::DTYPE == DType::F32 {
-            return Target::F32 { at: bytemuck::cast_slice_mut(out).as_mut_ptr(), ld, life };
+            return Target::F32 { at: bytemuck::cast_slice_mut(out).as_mut_ptr(), ld, add, life };
         }
-        assert_eq!(O::DTYPE, DType::BF16);
+        assert!(O::DTYPE == DType::BF16 && !add);
         Target::Bf16 { at: bytemuck::cast_slice_mut(out).as_mut_ptr(), ld, life: std::marker::PhantomData }
     }
 }
@@ -283,7 +285,7 @@ unsafe fn task(
                     // Not used when null.
                     sums: sums.wrapping_add(i * ld_sums + j),
                     ld_sums,
-                    add: !first,
+                    add: !first || matches!(*out, Target::F32 { add: true, .. }),
                     rounded: match *out {
                         Target::Bf16 { at, ld, .. } if last => {
                             Some((at.wrapping_add((to.0 + i) * ld + to.1 + j), ld))

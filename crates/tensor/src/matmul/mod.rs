@@ -11,11 +11,13 @@ mod tests;
 mod thin;
 
 use gemm::Parallelism;
+use panels::Stored;
 use rayon::prelude::*;
 
 use crate::{
     DType, Device, Element, Error, Result, Tensor,
     layout::{Layout, broadcast},
+    storage::HostBuffer,
 };
 
 /// Calls `$body` with `$T` bound to the type of an f32, bf16 or f16 dtype (the only ones that come here).
@@ -177,14 +179,22 @@ fn thin_weight(m: usize, rhs: &Tensor) -> Option<Tensor> {
     if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
 }
 
-fn thin<X: Element, W: panels::Stored, O: Element>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
+fn thin<X: Stored, W: Stored, O: Stored>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
     let rows = thin::WeightRows {
         data: w.strided::<W>()?.data,
         rows: w.dim(0),
         k: w.dim(1),
         stride: w.strides()[0],
     };
-    thin::product(x.as_slice::<X>()?, rows, out.as_mut_slice::<O>()?);
+    let (x, out) = (x.as_slice::<X>()?, out.as_mut_slice::<O>()?);
+    if O::DTYPE == DType::F32 {
+        thin::product(x, rows, bytemuck::cast_slice_mut(out));
+        return Ok(());
+    }
+    let mut sums = HostBuffer::scratch(out.len() * 4)?;
+    let sums = bytemuck::cast_slice_mut::<u8, f32>(sums.bytes_mut());
+    thin::product(x, rows, sums);
+    O::narrow(sums, out);
     Ok(())
 }
 
@@ -193,7 +203,7 @@ fn batched<A: Element, B: Element, O: Element>(
     a: &Tensor,
     b: &Tensor,
     out: &mut Tensor,
-    product: impl Fn(&mut [O], Matrix<A>, Matrix<B>, bool) -> Result<()> + Sync,
+    product: impl Fn(&mut [O], usize, bool, Matrix<A>, Matrix<B>, bool) -> Result<()> + Sync,
 ) -> Result<()> {
     let r = a.rank() - 2;
     let (m, k, n) = (a.dim(r), a.dim(r + 1), b.dim(r + 1));
@@ -212,7 +222,7 @@ fn batched<A: Element, B: Element, O: Element>(
     let one = |o: &mut [O], i: usize, parallel: bool| {
         let a = Matrix { data: &av.data[ao[i]..], rows: m, cols: k, row_stride: sa[0], col_stride: sa[1] };
         let b = Matrix { data: &bv.data[bo[i]..], rows: k, cols: n, row_stride: sb[0], col_stride: sb[1] };
-        product(o, a, b, parallel)
+        product(o, n, false, a, b, parallel)
     };
     let o = out.as_mut_slice::<O>()?;
     if ao.len() == 1 {
@@ -242,10 +252,47 @@ impl<T> Matrix<'_, T> {
     }
 }
 
-fn gemm_dense<T: crate::Real>(out: &mut [T], a: Matrix<T>, b: Matrix<T>, parallel: bool) -> Result<()> {
-    let par = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
-    gemm_into(out, b.cols, false, a, b, par);
+fn gemm_dense<T: crate::Real>(
+    out: &mut [T],
+    ld: usize,
+    add: bool,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    parallel: bool,
+) -> Result<()> {
+    gemm_into(out, ld, add, a, b, if parallel { Parallelism::Rayon(0) } else { Parallelism::None });
     Ok(())
+}
+
+/// As [`gemm_into`] for operands of f32, bf16 or f16 and f32 sums: what [`Tensor::matmul_to`] runs, for kernels that
+/// work on slices.
+///
+/// # Errors
+/// For other dtypes, and when memory is short.
+pub fn gemm_f32_into<T: Element>(
+    out: &mut [f32],
+    ld: usize,
+    accumulate: bool,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    parallel: bool,
+) -> Result<()> {
+    fn cast<T: Element, U: Element>(m: Matrix<T>) -> Matrix<U> {
+        let Matrix { data, rows, cols, row_stride, col_stride } = m;
+        Matrix { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
+    }
+    match T::DTYPE {
+        DType::F32 => gemm_dense::<f32>(out, ld, accumulate, cast(a), cast(b), parallel),
+        #[cfg(target_arch = "x86_64")]
+        DType::BF16 if bf16::available() => bf16::gemm(out, ld, accumulate, cast(a), cast(b), parallel),
+        DType::BF16 => {
+            panels::gemm::<half::bf16, half::bf16, _>(out, ld, accumulate, cast(a), cast(b), parallel)
+        }
+        DType::F16 => {
+            panels::gemm::<half::f16, half::f16, _>(out, ld, accumulate, cast(a), cast(b), parallel)
+        }
+        other => Err(Error::dtype("gemm_f32_into", "a", other, "f32, bf16 or f16")),
+    }
 }
 
 /// out = a b, or out += a b, with rows of `out` `ld` apart; for kernels that work on slices. The bits do not depend

@@ -59,21 +59,24 @@ impl Stored for f32 {
     }
 }
 
-/// out [rows, cols] = a b.
+/// out (rows `ld` apart) = a b, or out + a b (for f32).
 ///
 /// # Errors
 /// When memory is short.
 pub(super) fn gemm<A: Stored, B: Stored, O: Stored>(
     out: &mut [O],
+    ld: usize,
+    add: bool,
     a: Matrix<A>,
     b: Matrix<B>,
     parallel: bool,
 ) -> Result<()> {
     let (m, n) = (a.rows, b.cols);
-    assert!(a.cols == b.rows && out.len() == m * n);
+    assert!(a.cols == b.rows && ld >= n && out.len() >= (m - 1) * ld + n);
+    let out = &mut out[..(m - 1) * ld + n];
     // Rows of blocks are split off the output; the blocks of a row are collected and copied in, row by row.
     let band = |(i, out): (usize, &mut [O])| -> Result<()> {
-        let rows = out.len() / n;
+        let rows = (out.len() + ld - n) / ld;
         let row = i * ROWS;
         let mut parts: Vec<(usize, HostBuffer)> = Vec::new();
         let block = |j: usize| -> Result<(usize, HostBuffer)> {
@@ -96,15 +99,21 @@ pub(super) fn gemm<A: Stored, B: Stored, O: Stored>(
             let cols = COLS.min(n - j * COLS);
             let sums = bytemuck::cast_slice::<u8, f32>(sums.bytes());
             for (r, sums) in sums.chunks_exact(cols).enumerate() {
-                O::narrow(sums, &mut out[r * n + j * COLS..][..cols]);
+                let out = &mut out[r * ld + j * COLS..][..cols];
+                if add {
+                    let out = bytemuck::cast_slice_mut::<O, f32>(out);
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
+                } else {
+                    O::narrow(sums, out);
+                }
             }
         }
         Ok(())
     };
     if parallel {
-        out.par_chunks_mut(ROWS * n).enumerate().try_for_each(band)
+        out.par_chunks_mut(ROWS * ld).enumerate().try_for_each(band)
     } else {
-        out.chunks_mut(ROWS * n).enumerate().try_for_each(band)
+        out.chunks_mut(ROWS * ld).enumerate().try_for_each(band)
     }
 }
 

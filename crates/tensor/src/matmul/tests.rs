@@ -184,3 +184,26 @@ fn dtypes_that_do_not_multiply_are_errors() {
     assert!(z(DType::I64).matmul(&z(DType::I64)).is_err());
     assert!(z(DType::F32).linear(&z(DType::BF16)).is_err());
 }
+
+#[test]
+fn slices_accumulate_in_f32_with_gaps_between_rows() {
+    fn run<T: Element>() {
+        let (m, k, n, ld) = (33, 1100, 270, 275);
+        let (a, b) = (random(1, &[m, k], T::DTYPE), random(2, &[n, k], T::DTYPE));
+        let (sa, sb) = (a.as_slice::<T>().unwrap(), b.as_slice::<T>().unwrap());
+        let a_mat = Matrix { data: sa, rows: m, cols: k, row_stride: k, col_stride: 1 };
+        let b_mat = Matrix { data: sb, rows: k, cols: n, row_stride: 1, col_stride: k };
+        let mut out = vec![7f32; m * ld];
+        gemm_f32_into(&mut out, ld, false, a_mat, b_mat, true).unwrap();
+        gemm_f32_into(&mut out, ld, true, a_mat, b_mat, false).unwrap();
+        let twice: Vec<f64> =
+            out.chunks(ld).flat_map(|row| row[..n].iter().map(|&y| y as f64 / 2.0)).collect();
+        close(&twice, &naive(&a, &b.transpose(0, 1).unwrap()), 1e-6);
+        assert!(out.chunks(ld).all(|row| row[n..] == [7.0; 5]));
+    }
+    run::<f32>();
+    run::<half::bf16>();
+    run::<half::f16>();
+    let i = Matrix { data: &[1i64], rows: 1, cols: 1, row_stride: 1, col_stride: 1 };
+    assert!(gemm_f32_into(&mut [0.0], 1, false, i, i, false).is_err());
+}

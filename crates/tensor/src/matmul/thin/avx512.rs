@@ -95,11 +95,6 @@ impl Dot for Bf16Dot {
 /// mask are cheaper than widening in order), and the left side is laid out likewise.
 struct Widened<W>(std::marker::PhantomData<W>);
 
-/// Lane `i` of a step holds this element of it.
-fn position(dtype: DType, i: usize) -> usize {
-    if dtype == DType::BF16 { 2 * (i % 16) + i / 16 } else { i }
-}
-
 macro_rules! widened {
     ($t:ty, |$at:ident, $n:ident, $whole:ident| $load:expr) => {
         impl Dot for Widened<$t> {
@@ -151,21 +146,24 @@ widened!(f32, |at, n, WHOLE| {
 });
 
 /// See [`super::product`]; the machine has AVX-512.
-pub(super) fn product<X: Element, W: Stored, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
+pub(super) fn product<X: Stored, W: Stored>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [f32]) {
     assert!(isa.has_avx512() && Isa::available().contains(&isa));
     let rows = x.len() / w.k;
     if isa == Isa::Avx512Bf16 && X::DTYPE == DType::BF16 && W::DTYPE == DType::BF16 {
-        let x = Rows::<bf16>::new(x, w.k, |i| i, |x| bytemuck::cast(x));
+        let mut left = Rows::<bf16>::zeros(rows, w.k);
+        for (to, from) in left.data.chunks_exact_mut(left.padded).zip(x.chunks_exact(w.k)) {
+            to[..w.k].copy_from_slice(bytemuck::cast_slice(from));
+        }
         let w = WeightRows { data: bytemuck::cast_slice(w.data), rows: w.rows, k: w.k, stride: w.stride };
         // SAFETY: the features were found at run time.
-        return tasks(rows, w, out, |part| unsafe { dots::block::<Bf16Dot, O>(&x, w, part) });
+        return tasks(rows, w, out, |part| unsafe { dots::block::<Bf16Dot>(&left, w, part) });
     }
-    let x = Rows::<f32>::new(x, w.k, |i| position(W::DTYPE, i), |x| x.to_f32());
+    let x = Rows::widened(x, w.k, W::DTYPE == DType::BF16);
     macro_rules! widened {
         ($t:ty) => {{
             let w = WeightRows { data: bytemuck::cast_slice(w.data), rows: w.rows, k: w.k, stride: w.stride };
             // SAFETY: the features were found at run time.
-            tasks(rows, w, out, |part| unsafe { plain::block::<Widened<$t>, O>(&x, w, part) })
+            tasks(rows, w, out, |part| unsafe { plain::block::<Widened<$t>>(&x, w, part) })
         }};
     }
     match W::DTYPE {
@@ -186,76 +184,65 @@ macro_rules! kernels {
             /// # Safety
             /// The machine has AVX-512 (F, BW, DQ, VL) and what the kind needs.
             #[target_feature(enable = $features)]
-            pub unsafe fn block<D: Dot, O: Element>(
-                x: &Rows<D::Left>,
-                w: WeightRows<D::Right>,
-                out: &mut Block<O>,
-            ) {
-                // Rows 4096 bytes apart share cache sets: fewer of them at a time.
-                let wide = if (w.stride * size_of::<D::Right>()).is_multiple_of(2048) { 4 } else { 8 };
-                let (mut col, end) = (out.cols.start, out.cols.end);
-                while col < end {
-                    let n = match end - col {
-                        8.. => wide,
-                        4.. => 4,
-                        _ => 1,
-                    };
+            pub unsafe fn block<D: Dot>(x: &Rows<D::Left>, w: WeightRows<D::Right>, out: &mut Block) {
+                // Four sequences of rows side by side: each goes on where it stopped, so the hardware fetches ahead
+                // (software prefetches only cost; measured).
+                let (start, n) = (out.cols.start, out.cols.len());
+                let quarter = n / 4;
+                for c in 0..quarter {
                     let mut row = 0;
                     while row < x.rows {
                         let m = (x.rows - row).min(ROW_TILE);
+                        let col = start + c;
                         // SAFETY: by the contract.
                         unsafe {
-                            match (m, n) {
-                                (1, 8) => tile::<D, O, 1, 8>(x, w, row, col, out),
-                                (2, 8) => tile::<D, O, 2, 8>(x, w, row, col, out),
-                                (1, 4) => tile::<D, O, 1, 4>(x, w, row, col, out),
-                                (2, 4) => tile::<D, O, 2, 4>(x, w, row, col, out),
-                                (3, 4 | 8) => (0..n)
-                                    .step_by(4)
-                                    .for_each(|c| tile::<D, O, 3, 4>(x, w, row, col + c, out)),
-                                (4, 4 | 8) => (0..n)
-                                    .step_by(4)
-                                    .for_each(|c| tile::<D, O, 4, 4>(x, w, row, col + c, out)),
-                                (m, _) => (0..m).for_each(|r| tile::<D, O, 1, 1>(x, w, row + r, col, out)),
+                            match m {
+                                1 => tile::<D, 1, 4>(x, w, row, col, quarter, out),
+                                2 => tile::<D, 2, 4>(x, w, row, col, quarter, out),
+                                3 => tile::<D, 3, 4>(x, w, row, col, quarter, out),
+                                _ => tile::<D, ROW_TILE, 4>(x, w, row, col, quarter, out),
                             }
                         }
                         row += m;
                     }
-                    col += n;
+                }
+                for col in start + 4 * quarter..start + n {
+                    for row in 0..x.rows {
+                        // SAFETY: by the contract.
+                        unsafe { tile::<D, 1, 1>(x, w, row, col, 0, out) };
+                    }
                 }
             }
 
-            /// M rows of the left side times N rows of the weight.
+            /// M rows of the left side times N rows of the weight, `apart` from each other.
             ///
             /// # Safety
             /// As `block`.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn tile<D: Dot, O: Element, const M: usize, const N: usize>(
+            unsafe fn tile<D: Dot, const M: usize, const N: usize>(
                 x: &Rows<D::Left>,
                 w: WeightRows<D::Right>,
                 row: usize,
                 col: usize,
-                out: &mut Block<O>,
+                apart: usize,
+                out: &mut Block,
             ) {
                 let xs: [*const D::Left; M] = std::array::from_fn(|r| x.row(row + r).as_ptr());
-                let ws: [*const D::Right; N] = std::array::from_fn(|c| w.row(col + c).as_ptr());
+                let ws: [*const D::Right; N] = std::array::from_fn(|c| w.row(col + c * apart).as_ptr());
                 let mut acc = [[_mm512_setzero_ps(); N]; M];
                 let whole = w.k / STEP * STEP;
-                // The first pass over these rows fetches those of the next tile, at the same place: rows are too short for the
-                // hardware to see that they follow each other.
-                let ahead = if row == 0 { Some(N * w.stride) } else { None };
                 for at in (0..whole).step_by(STEP) {
                     // SAFETY: at + STEP <= k, which every weight row has; rows of x are padded beyond k.
-                    unsafe { step::<D, M, N, true>(&xs, &ws, at, STEP, ahead, &mut acc) };
+                    unsafe { step::<D, M, N, true>(&xs, &ws, at, STEP, &mut acc) };
                 }
                 if whole < w.k {
                     // SAFETY: k - whole elements are left in each weight row; rows of x are padded to a whole step.
-                    unsafe { step::<D, M, N, false>(&xs, &ws, whole, w.k - whole, ahead, &mut acc) };
+                    unsafe { step::<D, M, N, false>(&xs, &ws, whole, w.k - whole, &mut acc) };
                 }
                 for (r, acc) in acc.iter().enumerate() {
                     for (c, acc) in acc.iter().enumerate() {
-                        out.set(row + r, col + c, O::from_f32(_mm512_reduce_add_ps(*acc)));
+                        out.set(row + r, col + c * apart, _mm512_reduce_add_ps(*acc));
                     }
                 }
             }
@@ -271,22 +258,15 @@ macro_rules! kernels {
                 ws: &[*const D::Right; N],
                 at: usize,
                 n: usize,
-                ahead: Option<usize>,
                 acc: &mut [[__m512; N]; M],
             ) {
-                // SAFETY: by the contract. A prefetch of an address that does not exist does nothing.
+                // SAFETY: by the contract.
                 unsafe {
                     let mut left = [D::left(xs[0].add(at)); M];
                     for r in 1..M {
                         left[r] = D::left(xs[r].add(at));
                     }
                     for c in 0..N {
-                        if let Some(ahead) = ahead {
-                            _mm_prefetch::<_MM_HINT_T0>(ws[c].wrapping_add(at + ahead).cast());
-                            if size_of::<D::Right>() == 4 {
-                                _mm_prefetch::<_MM_HINT_T0>(ws[c].wrapping_add(at + 16 + ahead).cast());
-                            }
-                        }
                         let right = D::right::<WHOLE>(ws[c].add(at), n);
                         for r in 0..M {
                             acc[r][c] = D::accumulate(acc[r][c], left[r], right);

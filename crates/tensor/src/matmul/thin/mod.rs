@@ -24,8 +24,10 @@ pub(crate) const MAX_ROWS: usize = 16;
 /// Bytes of weight below which waking another thread costs more than it saves.
 const SERIAL_BYTES: usize = 96 << 10;
 
-/// Bytes of weight one parallel task reads.
-const TASK_BYTES: usize = 128 << 10;
+/// Bytes of weight that a parallel task reads at least, and tasks for each thread: enough to even out a late start. The
+/// bits do not depend on the cut.
+const TASK_BYTES: usize = 64 << 10;
+const TASKS_PER_THREAD: usize = 8;
 
 /// Elements of one step: two vectors of 16 lanes.
 const STEP: usize = 32;
@@ -45,12 +47,12 @@ impl<'a, W> WeightRows<'a, W> {
     }
 }
 
-/// out [rows, w.rows] = x [rows, k] w^T for contiguous `x` and `out`.
-pub(crate) fn product<X: Element, W: Stored, O: Element>(x: &[X], w: WeightRows<W>, out: &mut [O]) {
+/// out [rows, w.rows] = x [rows, k] w^T for contiguous `x` and `out`. The sums are not rounded: the caller does that.
+pub(crate) fn product<X: Stored, W: Stored>(x: &[X], w: WeightRows<W>, out: &mut [f32]) {
     product_on(Isa::detect(), x, w, out);
 }
 
-fn product_on<X: Element, W: Stored, O: Element>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [O]) {
+fn product_on<X: Stored, W: Stored>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [f32]) {
     let (k, n) = (w.k, w.rows);
     assert!(k > 0 && n > 0 && x.len().is_multiple_of(k));
     let rows = x.len() / k;
@@ -61,22 +63,18 @@ fn product_on<X: Element, W: Stored, O: Element>(isa: Isa, x: &[X], w: WeightRow
         return avx512::product(isa, x, w, out);
     }
     let _ = isa;
-    let x = Rows::<f32>::new(x, k, |i| i, |x| x.to_f32());
+    let x = Rows::widened::<X>(x, k, false);
     tasks(rows, w, out, |part| portable(&x, w, part));
 }
 
 /// Runs `work` on all columns of the output: in pieces in parallel, or at once where there is little to read.
-fn tasks<W: Stored, O: Element>(
-    rows: usize,
-    w: WeightRows<W>,
-    out: &mut [O],
-    work: impl Fn(&mut Block<O>) + Sync,
-) {
+fn tasks<W: Stored>(rows: usize, w: WeightRows<W>, out: &mut [f32], work: impl Fn(&mut Block) + Sync) {
     let (n, row_bytes) = (w.rows, w.k * W::DTYPE.size());
     if n * row_bytes <= SERIAL_BYTES {
         return work(&mut Block::new(out, rows, n, 0..n));
     }
-    let per_task = (TASK_BYTES / row_bytes).next_multiple_of(8).max(8);
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let per_task = n.div_ceil(tasks).max(TASK_BYTES / row_bytes).next_multiple_of(4);
     let whole = Shared(out.as_mut_ptr());
     (0..n.div_ceil(per_task)).into_par_iter().for_each(|t| {
         let cols = t * per_task..((t + 1) * per_task).min(n);
@@ -93,25 +91,9 @@ struct Rows<E> {
 }
 
 impl<E: Element> Rows<E> {
-    /// Lane `i` of a step of 32 holds element `position(i)` of those 32.
-    fn new<X: Element>(
-        x: &[X],
-        k: usize,
-        position: impl Fn(usize) -> usize,
-        convert: impl Fn(X) -> E,
-    ) -> Self {
-        let (rows, padded) = (x.len() / k, k.next_multiple_of(STEP));
-        let mut data = vec![E::from_f32(0.0); rows * padded];
-        for (to, from) in data.chunks_exact_mut(padded).zip(x.chunks_exact(k)) {
-            for (to, from) in to.chunks_exact_mut(STEP).zip(from.chunks(STEP)) {
-                for (i, to) in to.iter_mut().enumerate() {
-                    if let Some(&x) = from.get(position(i)) {
-                        *to = convert(x);
-                    }
-                }
-            }
-        }
-        Rows { data, rows, padded }
+    fn zeros(rows: usize, k: usize) -> Self {
+        let padded = k.next_multiple_of(STEP);
+        Rows { data: vec![E::from_f32(0.0); rows * padded], rows, padded }
     }
 
     fn row(&self, r: usize) -> &[E] {
@@ -119,28 +101,48 @@ impl<E: Element> Rows<E> {
     }
 }
 
-/// A pointer that tasks share; each writes columns of its own.
-struct Shared<T>(*mut T);
-// SAFETY: see `Block::from_raw`: tasks never touch the same element.
-unsafe impl<T: Send> Sync for Shared<T> {}
+impl Rows<f32> {
+    /// With `split`, a step of 32 holds its 16 even elements before its 16 odd ones.
+    fn widened<X: Stored>(x: &[X], k: usize, split: bool) -> Self {
+        let mut all = Self::zeros(x.len() / k, k);
+        for (to, from) in all.data.chunks_exact_mut(all.padded).zip(x.chunks_exact(k)) {
+            X::widen(from, &mut to[..k]);
+            if split {
+                for step in to.chunks_exact_mut(STEP) {
+                    let mut old = [0f32; STEP];
+                    old.copy_from_slice(step);
+                    for i in 0..STEP / 2 {
+                        (step[i], step[STEP / 2 + i]) = (old[2 * i], old[2 * i + 1]);
+                    }
+                }
+            }
+        }
+        all
+    }
+}
 
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
+/// A pointer that tasks share; each writes columns of its own.
+struct Shared(*mut f32);
+// SAFETY: see `Block::from_raw`: tasks never touch the same element.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(&self) -> *mut f32 {
         self.0
     }
 }
 
 /// Columns `cols` of a row-major output.
-struct Block<'a, O> {
-    at: *mut O,
+struct Block<'a> {
+    at: *mut f32,
     rows: usize,
     width: usize,
     cols: std::ops::Range<usize>,
-    life: std::marker::PhantomData<&'a mut [O]>,
+    life: std::marker::PhantomData<&'a mut [f32]>,
 }
 
-impl<'a, O> Block<'a, O> {
-    fn new(out: &'a mut [O], rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
+impl<'a> Block<'a> {
+    fn new(out: &'a mut [f32], rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
         assert!(out.len() >= rows * width);
         // SAFETY: the slice covers all rows and is borrowed mutably for the block's life.
         unsafe { Self::from_raw(out.as_mut_ptr(), rows, width, cols) }
@@ -148,12 +150,13 @@ impl<'a, O> Block<'a, O> {
 
     /// # Safety
     /// `at` is valid for rows * width elements, and nobody else touches the columns `cols` meanwhile.
-    unsafe fn from_raw(at: *mut O, rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
+    unsafe fn from_raw(at: *mut f32, rows: usize, width: usize, cols: std::ops::Range<usize>) -> Self {
         assert!(cols.end <= width);
         Block { at, rows, width, cols, life: std::marker::PhantomData }
     }
 
-    fn set(&mut self, row: usize, col: usize, x: O) {
+    #[inline]
+    fn set(&mut self, row: usize, col: usize, x: f32) {
         assert!(row < self.rows && self.cols.contains(&col));
         // SAFETY: checked above; the columns belong to this block.
         unsafe { self.at.add(row * self.width + col).write(x) }
@@ -161,7 +164,7 @@ impl<'a, O> Block<'a, O> {
 }
 
 /// The same for any processor: weight rows are widened piece by piece, then multiplied in 16 lanes.
-fn portable<W: Stored, O: Element>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block<O>) {
+fn portable<W: Stored>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block) {
     const PIECE: usize = 1024;
     let fused = has_fma();
     let mut wide = [0f32; PIECE];
@@ -180,7 +183,7 @@ fn portable<W: Stored, O: Element>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Bl
             for half in [8, 4, 2, 1] {
                 (0..half).for_each(|i| s[i] += s[i + half]);
             }
-            out.set(r, col, O::from_f32(s[0]));
+            out.set(r, col, s[0]);
         }
     }
 }

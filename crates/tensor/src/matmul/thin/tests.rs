@@ -15,7 +15,7 @@ fn exact<X: Element, W: Element>(x: &[X], w: &WeightRows<W>) -> Vec<f64> {
     x.chunks(w.k).flat_map(|x| (0..w.rows).map(|o| dot(x, w.row(o))).collect::<Vec<_>>()).collect()
 }
 
-fn check<X: Element, W: Stored>(rows: usize, n: usize, k: usize, gap: usize) {
+fn check<X: Stored, W: Stored>(rows: usize, n: usize, k: usize, gap: usize) {
     let (x, data) = (numbers::<X>(1, rows * k), numbers::<W>(2, n * (k + gap)));
     let w = WeightRows { data: &data, rows: n, k, stride: k + gap };
     let want = exact(&x, &w);
