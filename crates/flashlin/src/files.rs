@@ -263,4 +263,30 @@ mod tests {
         let text = read_json::<u8>(&bad, "number").unwrap_err().to_string();
         assert!(text.contains("bad.json: not a usable number"), "{text}");
     }
+
+    /// By hand, as root: `mount -t tmpfs -o size=64k tmpfs DIR`, and again with `-o remount,ro`.
+    #[test]
+    #[ignore = "needs a file system of 64 KiB at $FLASHLIN_SMALL_FS"]
+    fn full_and_read_only_disks_leave_what_was_there() {
+        let dir = PathBuf::from(std::env::var("FLASHLIN_SMALL_FS").expect("FLASHLIN_SMALL_FS"));
+        let path = dir.join("a.bin");
+        let read_only = fs::write(dir.join("probe"), b"").is_err();
+        if !read_only {
+            fs::remove_file(dir.join("probe")).unwrap();
+            write_bytes(&path, &[7; 20_000]).unwrap();
+        }
+        let before = names(&dir);
+        let e = write_bytes(&path, &[8; 200_000]).unwrap_err();
+        let expected = if read_only {
+            "creating a temporary file beside it failed: Read-only"
+        } else {
+            "writing failed"
+        };
+        assert!(e.to_string().contains("a.bin") && e.to_string().contains(expected), "{e}");
+        assert_eq!(e.kind(), crate::ErrorKind::Runtime);
+        let e = create_dir_atomic(&dir.join("d"), |d| write_bytes(&d.join("x"), &[8; 200_000])).unwrap_err();
+        assert!(e.to_string().contains(if read_only { "/d: " } else { "/x: writing" }), "{e}");
+        assert_eq!(fs::read(&path).unwrap(), [7; 20_000]);
+        assert_eq!(names(&dir), before);
+    }
 }

@@ -139,7 +139,8 @@ impl Session {
             )));
         }
         check_rows(&head.rows, model).map_err(bad)?;
-        let mut state = model.new_state(head.rows.len())?;
+        // One row suffices to know what the model declares: nothing is allocated on the header's word.
+        let mut state = model.new_state(1)?;
         check_tensors(&head, &map, &state).map_err(bad)?;
         if content_hash(map.keys().map(|key| map.get(key)))? != head.content {
             return Err(bad("its tensors are damaged: their checksum is not the one in the header".into()));
