@@ -82,6 +82,12 @@ pub enum Error {
         /// Whether the request was wrong or the network or hub failed.
         kind: ErrorKind,
     },
+    /// A state that does not fit the model or the input.
+    #[error("state: {problem}")]
+    State {
+        /// What is wrong and what was expected.
+        problem: String,
+    },
     /// Numbers that are not finite where they must be.
     #[error("{what} is not finite: {problem}")]
     NotFinite {
@@ -99,7 +105,9 @@ impl Error {
             Error::Tensor(e) => e.kind(),
             Error::Tokenizer(e) if e.is_usage() => ErrorKind::Usage,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::Usage,
-            Error::Config { file: None, .. } | Error::Argument { .. } => ErrorKind::Usage,
+            Error::Config { file: None, .. } | Error::Argument { .. } | Error::State { .. } => {
+                ErrorKind::Usage
+            }
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Hub { kind, .. } => *kind,
             _ => ErrorKind::Runtime,
@@ -129,6 +137,19 @@ impl Error {
     /// An error for a combination that is not available.
     pub fn unsupported(what: impl Into<String>, supported: impl Into<String>) -> Error {
         Error::Unsupported { what: what.into(), supported: supported.into() }
+    }
+
+    /// An error about a state.
+    pub fn state(problem: impl Into<String>) -> Error {
+        Error::State { problem: problem.into() }
+    }
+
+    /// For closures that may only fail as tensors do: keeps a tensor error, wraps others by their message.
+    pub(crate) fn into_tensor(self) -> flashlin_tensor::Error {
+        match self {
+            Error::Tensor(e) => e,
+            other => flashlin_tensor::Error::invalid("layer", "input", other.to_string()),
+        }
     }
 
     /// Adds the file that a configuration error came from; other errors stay as they are.

@@ -1,0 +1,147 @@
+//! The mixer of DeltaNet.
+
+use flashlin_ops::delta::{DeltaArgs, delta_rule};
+use flashlin_tensor::{Tensor, Var};
+
+use super::DeltaNetKeys;
+use crate::{
+    Error, Result,
+    config::BaseConfig,
+    init::Init,
+    layer::{Layer, LayerCtx},
+    modules::{Activation, Heads, Linear, OutputNorm, Run, Stream, recurrent_spec, run_fields},
+    state::StateSpec,
+};
+
+/// What is applied to q and k before their normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QkActivation {
+    Silu,
+    Relu,
+    /// elu(x) + 1
+    EluPlusOne,
+    Identity,
+}
+
+impl QkActivation {
+    pub(super) fn parse(name: &str) -> Result<Self> {
+        match name {
+            "silu" => Ok(Self::Silu),
+            "relu" => Ok(Self::Relu),
+            "elu" => Ok(Self::EluPlusOne),
+            "identity" => Ok(Self::Identity),
+            other => Err(Error::config(
+                "qk_activation",
+                format!("is `{other}`; supported: silu, relu, elu, identity"),
+            )),
+        }
+    }
+
+    /// Silu is done by the stream itself.
+    fn apply(self, x: &Var) -> Result<Var> {
+        Ok(match self {
+            Self::Silu | Self::Identity => x.clone(),
+            Self::Relu => x.relu()?,
+            // elu(x) + 1 = max(x, 0) + e^min(x, 0)
+            Self::EluPlusOne => x.relu()?.add(&x.neg()?.relu()?.neg()?.exp()?)?,
+        })
+    }
+}
+
+/// How q and k are normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    L2,
+    Sum,
+}
+
+impl QkNorm {
+    pub(super) fn parse(name: &str) -> Result<Self> {
+        match name {
+            "l2" => Ok(Self::L2),
+            "sum" => Ok(Self::Sum),
+            other => Err(Error::config("qk_norm", format!("is `{other}`; supported: l2, sum"))),
+        }
+    }
+}
+
+/// The delta rule: S += k (beta (v - S^T k))^T, o = S^T q.
+pub struct DeltaNetMixer {
+    q: Stream,
+    k: Stream,
+    v: Stream,
+    beta: Option<Linear>,
+    norm: OutputNorm,
+    out: Linear,
+    qk_activation: QkActivation,
+    qk_norm: QkNorm,
+    neg_eigval: bool,
+    heads: usize,
+    dims: [usize; 2],
+}
+
+impl DeltaNetMixer {
+    /// Builds the layer.
+    ///
+    /// # Errors
+    /// Sizes that do not fit.
+    pub fn new(init: &Init, base: &BaseConfig, own: &DeltaNetKeys) -> Result<Self> {
+        let (d, h) = (base.hidden_size, own.num_heads);
+        let (kd, vd) = ((d as f64 * own.expand_k) as usize, (d as f64 * own.expand_v) as usize);
+        let conv = own.use_short_conv.then_some(own.conv_size);
+        let qk_activation = QkActivation::parse(&own.qk_activation)?;
+        let silu = Some(Activation::Silu);
+        let act = silu.filter(|_| qk_activation == QkActivation::Silu);
+        Ok(DeltaNetMixer {
+            q: Stream::new(init, "q", [d, kd], conv, act, act)?,
+            k: Stream::new(init, "k", [d, kd], conv, act, act)?,
+            v: Stream::new(init, "v", [d, vd], conv, silu, silu)?,
+            beta: if own.use_beta { Some(Linear::new(&init.sub("b_proj"), d, h, false)?) } else { None },
+            norm: OutputNorm::gated(init, base, own.use_gate, vd, h, Activation::Silu)?,
+            out: Linear::new(&init.sub("o_proj"), vd, d, false)?,
+            qk_activation,
+            qk_norm: QkNorm::parse(&own.qk_norm)?,
+            neg_eigval: own.allow_neg_eigval,
+            heads: h,
+            dims: [kd / h, vd / h],
+        })
+    }
+
+    /// The logit of the write strength, or the strength 1 where it is not learned.
+    fn beta(&self, x: &Var) -> Result<Var> {
+        match &self.beta {
+            Some(b) => b.forward(x),
+            None => Ok(Tensor::ones(&[x.dim(0), x.dim(1), self.heads], x.dtype(), &x.device())?.into()),
+        }
+    }
+}
+
+impl Layer for DeltaNetMixer {
+    fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
+        let mut q = self.qk_activation.apply(&self.q.forward(x, ctx)?.heads(self.heads)?)?;
+        let mut k = self.qk_activation.apply(&self.k.forward(x, ctx)?.heads(self.heads)?)?;
+        let v = self.v.forward(x, ctx)?.heads(self.heads)?;
+        if self.qk_norm == QkNorm::Sum {
+            (q, k) = (q.div(&q.sum(&[3], true)?)?, k.div(&k.sum(&[3], true)?)?);
+        }
+        let beta = self.beta(x)?;
+        let mut args = DeltaArgs::delta_rule(&q, &k, &v, &beta);
+        args.beta_sigmoid = self.beta.is_some();
+        args.allow_neg_eigval = self.neg_eigval;
+        args.qk_l2norm = self.qk_norm == QkNorm::L2;
+        let run = Run::begin(ctx)?;
+        run_fields!(args, run, ctx);
+        let o = run.end(ctx, delta_rule(args)?)?;
+        self.out.forward(&self.norm.forward(&o, x)?)
+    }
+
+    fn state_spec(&self) -> Vec<StateSpec> {
+        let mut spec = vec![recurrent_spec(self.heads, self.dims, self.out.dtype())];
+        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
+        spec
+    }
+
+    fn describe(&self) -> String {
+        format!("DeltaNet(heads {}, k {}, v {})", self.heads, self.dims[0], self.dims[1])
+    }
+}

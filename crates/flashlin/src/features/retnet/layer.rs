@@ -1,0 +1,90 @@
+//! The mixer of RetNet.
+
+use flashlin_ops::decay::{DecayArgs, decay_attention, retention_gamma};
+use flashlin_tensor::{Tensor, Var};
+
+use super::RetNetKeys;
+use crate::{
+    Result,
+    config::BaseConfig,
+    init::Init,
+    layer::{Layer, LayerCtx},
+    modules::{
+        Activation, Heads, Linear, OutputNorm, Rotary, Run, Stream, activate, activation, recurrent_spec,
+        run_fields,
+    },
+    state::StateSpec,
+};
+
+/// Retention: S <- (1 - 2^(-5-h)) S + k v^T on rotated q and k, o = S^T q.
+pub struct MultiScaleRetention {
+    q: Stream,
+    k: Stream,
+    v: Stream,
+    rotary: Rotary,
+    norm: OutputNorm,
+    out: Linear,
+    feature_map: Option<Activation>,
+    heads: usize,
+    kv_heads: usize,
+    dims: [usize; 2],
+}
+
+impl MultiScaleRetention {
+    /// Builds the layer.
+    ///
+    /// # Errors
+    /// Sizes that do not fit.
+    pub fn new(init: &Init, base: &BaseConfig, own: &RetNetKeys) -> Result<Self> {
+        let d = base.hidden_size;
+        let (kd, vd) = ((d as f64 * own.expand_k) as usize, (d as f64 * own.expand_v) as usize);
+        let kv_heads = own.num_kv_heads.unwrap_or(own.num_heads);
+        let groups = own.num_heads / kv_heads;
+        let conv = own.use_short_conv.then_some(own.conv_size);
+        Ok(MultiScaleRetention {
+            q: Stream::new(init, "q", [d, kd], conv, Some(Activation::Silu), None)?,
+            k: Stream::new(init, "k", [d, kd / groups], conv, Some(Activation::Silu), None)?,
+            v: Stream::new(init, "v", [d, vd / groups], conv, Some(Activation::Silu), None)?,
+            rotary: Rotary::new(kd / own.num_heads, 10_000.0)?,
+            norm: OutputNorm::swish(init, base, own.use_output_gate, vd, own.num_heads)?,
+            out: Linear::new(&init.sub("o_proj"), vd, d, false)?,
+            feature_map: own.feature_map.as_deref().map(|m| activation("feature_map", m)).transpose()?,
+            heads: own.num_heads,
+            kv_heads,
+            dims: [kd / own.num_heads, vd / own.num_heads],
+        })
+    }
+}
+
+impl Layer for MultiScaleRetention {
+    fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
+        let groups = self.heads / self.kv_heads;
+        let mut q = self.q.forward(x, ctx)?.heads(self.heads)?;
+        let mut k = self.k.forward(x, ctx)?.heads(self.kv_heads)?;
+        let v = self.v.forward(x, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
+        if let Some(map) = self.feature_map {
+            (q, k) = (activate(&q, map)?, activate(&k, map)?);
+        }
+        let (q, k) = self.rotary.forward(&q, &k, ctx)?;
+        let k = k.repeat_heads(groups)?;
+        let gamma = Tensor::from_vec(retention_gamma(self.heads), &[self.heads])?;
+        let decay = Var::constant(gamma.to_dtype(x.dtype().accumulator())?);
+        let mut args = DecayArgs::new(&q, &k, &v);
+        args.g_gamma = Some(&decay);
+        let run = Run::begin(ctx)?;
+        run_fields!(args, run, ctx);
+        let o = run.end(ctx, decay_attention(args)?)?;
+        self.out.forward(&self.norm.forward(&o, x)?)
+    }
+
+    fn state_spec(&self) -> Vec<StateSpec> {
+        let mut spec = vec![recurrent_spec(self.heads, self.dims, self.out.dtype())];
+        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
+        spec
+    }
+
+    fn describe(&self) -> String {
+        let [k, v] = self.dims;
+        format!("MultiScaleRetention(heads {}, kv_heads {}, k {k}, v {v})", self.heads, self.kv_heads)
+    }
+}

@@ -1,0 +1,22 @@
+//! Config keys of the transformer.
+
+use crate::config::config_keys;
+
+config_keys! {
+    /// Keys of the transformer beside the shared ones.
+    pub struct TransformerKeys {
+        /// Query heads.
+        Results num_heads: usize = 32;
+        /// Key/value heads. Null: `num_heads`.
+        Results num_kv_heads: Option<usize> = None;
+        /// Biases on the q, k and v projections.
+        Results qkv_bias: bool = false;
+        /// RMS norm on each head of q and k.
+        Results qk_norm: bool = false;
+        /// Tokens a query sees, itself included. Null: all before it.
+        Results window_size: Option<usize> = None;
+        /// Base of the rotary embedding.
+        Results rope_theta: f64 = 10000.0;
+    }
+}
+crate::family::impl_keys!(TransformerKeys);

@@ -1,0 +1,177 @@
+//! Building parameters: names, shapes, initial values. A parameter's value depends on the seed and its name
+//! alone, so adding one moves no other.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use flashlin_tensor::{DType, Device, Parameter, Philox, Tensor};
+
+use crate::Result;
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Dist {
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+    /// N(0, std^2).
+    Normal(f64),
+    /// Uniform in [lo, hi).
+    Uniform(f64, f64),
+    /// ln of a uniform in [lo, hi): how `A_log` starts.
+    LogUniform(f64, f64),
+    /// softplus^-1 of a step size drawn log-uniformly from [min, max), at least `floor`: how `dt_bias` starts.
+    InverseSoftplusStep {
+        /// Smallest step.
+        min: f64,
+        /// Largest step.
+        max: f64,
+        /// Steps are at least this.
+        floor: f64,
+    },
+}
+
+impl Dist {
+    fn sample(self, rng: &Philox, i: u64) -> f64 {
+        match self {
+            Dist::Zeros => 0.0,
+            Dist::Ones => 1.0,
+            Dist::Normal(std) => std * rng.normal(i),
+            Dist::Uniform(lo, hi) => lo + (hi - lo) * rng.uniform(i),
+            // 1 - u avoids ln 0 when lo is 0.
+            Dist::LogUniform(lo, hi) => (hi - (hi - lo) * rng.uniform(i)).ln(),
+            Dist::InverseSoftplusStep { min, max, floor } => {
+                let dt = (rng.uniform(i) * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
+                dt + (-(-dt).exp_m1()).ln()
+            }
+        }
+    }
+}
+
+/// What a parameter is to the optimizer and to casts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix: decays, has the model's dtype.
+    Weight,
+    /// A norm weight or bias: no weight decay.
+    NoDecay,
+    /// A gate's parameter (`A_log`, `dt_bias`, `D`): no weight decay, kept in f32 whatever the model's dtype.
+    Gate,
+}
+
+/// All parameters of a model in order, with their roles.
+#[derive(Default)]
+pub(crate) struct ParamList {
+    pub params: Vec<Arc<Parameter>>,
+    pub roles: Vec<Role>,
+}
+
+/// A place in the tree of names where parameters are made.
+#[derive(Clone)]
+pub struct Init {
+    prefix: String,
+    list: Rc<RefCell<ParamList>>,
+    dtype: DType,
+    device: Device,
+    seed: u64,
+    std: f64,
+    /// Values will be loaded: zeros do.
+    blank: bool,
+}
+
+impl Init {
+    /// The root of a new tree: values are drawn from `seed`, linear weights with standard deviation `std`.
+    pub fn new(dtype: DType, device: Device, seed: u64, std: f64) -> Self {
+        Init { prefix: String::new(), list: Rc::default(), dtype, device, seed, std, blank: false }
+    }
+
+    /// As [`Init::new`], but all values are zero, to be replaced by a checkpoint's.
+    pub fn blank(dtype: DType, device: Device) -> Self {
+        Init { blank: true, ..Self::new(dtype, device, 0, 0.0) }
+    }
+
+    /// A child in the tree of names.
+    pub fn sub(&self, name: impl std::fmt::Display) -> Init {
+        let prefix =
+            if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        Init { prefix, ..self.clone() }
+    }
+
+    /// Standard deviation of linear weights.
+    pub fn std(&self) -> f64 {
+        self.std
+    }
+
+    /// Makes one parameter.
+    ///
+    /// # Errors
+    /// When memory is short or the shape is absurd.
+    pub fn param(&self, name: &str, dims: &[usize], dist: Dist, role: Role) -> Result<Arc<Parameter>> {
+        let full = self.sub(name).prefix;
+        let dtype = if role == Role::Gate { self.dtype.accumulator() } else { self.dtype };
+        let value = match dist {
+            _ if self.blank => Tensor::zeros(dims, dtype, &self.device)?,
+            Dist::Zeros => Tensor::zeros(dims, dtype, &self.device)?,
+            Dist::Ones => Tensor::ones(dims, dtype, &self.device)?,
+            dist => {
+                let rng = Philox::named(self.seed, &full);
+                rng.fill(dims, dtype, &self.device, |rng, i| dist.sample(rng, i))?
+            }
+        };
+        let param = Arc::new(Parameter::new(full, value));
+        let mut list = self.list.borrow_mut();
+        list.params.push(param.clone());
+        list.roles.push(role);
+        Ok(param)
+    }
+
+    /// The parameters made so far, in order.
+    pub fn params(&self) -> Vec<Arc<Parameter>> {
+        self.list.borrow().params.clone()
+    }
+
+    pub(crate) fn finish(self) -> ParamList {
+        std::mem::take(&mut *self.list.borrow_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_depend_on_seed_and_name_alone() {
+        let make = |extra: bool| {
+            let init = Init::new(DType::F32, Device::Cpu, 7, 0.02);
+            if extra {
+                init.sub("a").param("other", &[3], Dist::Normal(1.0), Role::Weight).unwrap();
+            }
+            init.sub("b")
+                .param("w", &[4, 4], Dist::Normal(0.5), Role::Weight)
+                .unwrap()
+                .tensor()
+                .to_f64_vec()
+                .unwrap()
+        };
+        assert_eq!(make(false), make(true));
+    }
+
+    #[test]
+    fn statistics_of_the_distributions() {
+        let init = Init::new(DType::F64, Device::Cpu, 1, 0.02);
+        let draw = |name: &str, d| {
+            init.param(name, &[50_000], d, Role::Gate).unwrap().tensor().to_f64_vec().unwrap()
+        };
+        let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+        let normal = draw("n", Dist::Normal(0.02));
+        let std = mean(&normal.iter().map(|x| x * x).collect::<Vec<_>>()).sqrt();
+        assert!(mean(&normal).abs() < 4e-4 && (std - 0.02).abs() < 4e-4);
+        let a: Vec<f64> = draw("a", Dist::LogUniform(0.0, 16.0)).iter().map(|x| x.exp()).collect();
+        assert!((mean(&a) - 8.0).abs() < 0.1 && a.iter().all(|x| *x > 0.0 && *x <= 16.0));
+        let dt = draw("dt", Dist::InverseSoftplusStep { min: 1e-3, max: 0.1, floor: 1e-4 });
+        let log_step: Vec<f64> = dt.iter().map(|x| x.exp().ln_1p().ln()).collect();
+        let middle = (1e-3f64.ln() + 0.1f64.ln()) / 2.0;
+        assert!((mean(&log_step) - middle).abs() < 0.03);
+        assert!(log_step.iter().all(|s| *s > 1e-3f64.ln() - 1e-6 && *s < 0.1f64.ln() + 1e-6));
+    }
+}

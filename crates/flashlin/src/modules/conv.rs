@@ -1,0 +1,141 @@
+//! Short convolutions with their parameters and state, and the projections that they follow.
+
+use std::sync::Arc;
+
+use flashlin_ops::{
+    activation::{Activation, activate},
+    conv::{ConvArgs, short_conv},
+};
+use flashlin_tensor::{DType, Parameter, Var};
+
+use super::Linear;
+use crate::{
+    Error, Result,
+    init::{Dist, Init, Role},
+    layer::LayerCtx,
+    state::{StateKind, StateSpec},
+};
+
+/// A causal depthwise convolution over the last `width` tokens.
+pub struct Conv1d {
+    weight: Arc<Parameter>,
+    bias: Option<Arc<Parameter>>,
+    activation: Option<Activation>,
+    state: &'static str,
+}
+
+impl Conv1d {
+    /// `channels` channels, `width` taps; `state` names its state within the layer.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(
+        init: &Init,
+        channels: usize,
+        width: usize,
+        bias: bool,
+        dist: Dist,
+        activation: Option<Activation>,
+        state: &'static str,
+    ) -> Result<Self> {
+        if width == 0 {
+            return Err(Error::config("conv_size", "is 0, expected a positive integer"));
+        }
+        let weight = init.param("weight", &[channels, 1, width], dist, Role::Weight)?;
+        let bias =
+            if bias { Some(init.param("bias", &[channels], Dist::Zeros, Role::NoDecay)?) } else { None };
+        Ok(Conv1d { weight, bias, activation, state })
+    }
+
+    /// The tensor of its state: the last inputs.
+    pub fn state_spec(&self, dtype: DType) -> StateSpec {
+        let dims = self.weight.dims();
+        StateSpec {
+            name: self.state,
+            kind: StateKind::Conv,
+            layout: None,
+            dims: vec![dims[0], dims[2]],
+            dtype,
+        }
+    }
+
+    /// `[B, T, channels]` to the same shape.
+    ///
+    /// # Errors
+    /// When the number of channels differs.
+    pub fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
+        let (weight, bias) = (self.weight.var(), self.bias.as_ref().map(|b| b.var()));
+        let first = ctx.state.as_deref_mut().map(|s| s.get(self.state)).transpose()?;
+        // The operator fuses silu; others follow it.
+        let fused = self.activation.filter(|a| *a == Activation::Silu);
+        let out = short_conv(&ConvArgs {
+            bias: bias.as_ref(),
+            activation: fused,
+            initial_state: first.as_ref(),
+            seqs: ctx.seqs,
+            final_state: first.is_some(),
+            ..ConvArgs::new(x, &weight)
+        })?;
+        if let (Some(state), Some(last)) = (ctx.state.as_deref_mut(), out.final_state) {
+            state.set(self.state, last)?;
+        }
+        match self.activation {
+            Some(act) if fused.is_none() => Ok(activate(&out.y, act)?),
+            _ => Ok(out.y),
+        }
+    }
+}
+
+/// A projection with an optional short convolution: where q, k and v come from.
+pub struct Stream {
+    proj: Linear,
+    conv: Option<Conv1d>,
+    /// Applied where there is no convolution.
+    activation: Option<Activation>,
+}
+
+impl Stream {
+    /// `name` is q, k or v: keys `{name}_proj` and `{name}_conv1d`. `dims` are input and output; `conv_size` turns the
+    /// convolution on, with `conv_act` after it; `plain_act` applies without one.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(
+        init: &Init,
+        name: &'static str,
+        dims: [usize; 2],
+        conv_size: Option<usize>,
+        conv_act: Option<Activation>,
+        plain_act: Option<Activation>,
+    ) -> Result<Self> {
+        let state = match name {
+            "q" => "conv_q",
+            "k" => "conv_k",
+            _ => "conv_v",
+        };
+        let proj = Linear::new(&init.sub(format!("{name}_proj")), dims[0], dims[1], false)?;
+        let at = init.sub(format!("{name}_conv1d"));
+        let dist = Dist::Normal(init.std());
+        let conv =
+            conv_size.map(|w| Conv1d::new(&at, dims[1], w, false, dist, conv_act, state)).transpose()?;
+        Ok(Stream { proj, conv, activation: plain_act })
+    }
+
+    /// `[B, T, in]` to `[B, T, out]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
+        let y = self.proj.forward(x)?;
+        match (&self.conv, self.activation) {
+            (Some(conv), _) => conv.forward(&y, ctx),
+            (None, Some(act)) => Ok(activate(&y, act)?),
+            (None, None) => Ok(y),
+        }
+    }
+
+    /// The convolution's state, if there is one.
+    pub fn state_spec(&self) -> Option<StateSpec> {
+        Some(self.conv.as_ref()?.state_spec(self.proj.dtype()))
+    }
+}

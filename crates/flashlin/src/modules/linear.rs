@@ -1,0 +1,85 @@
+//! Linear maps.
+
+use std::sync::Arc;
+
+use flashlin_tensor::{DType, Parameter, Var};
+
+use crate::{
+    Result,
+    init::{Dist, Init, Role},
+};
+
+/// y = W x + b, with W `[out, in]`.
+pub struct Linear {
+    weight: Arc<Parameter>,
+    bias: Option<Arc<Parameter>>,
+}
+
+impl Linear {
+    /// Normal weights with the model's standard deviation, zero bias.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(init: &Init, input: usize, output: usize, bias: bool) -> Result<Self> {
+        Self::with_init(init, input, output, bias, Dist::Normal(init.std()))
+    }
+
+    /// As [`Linear::new`] with another distribution of the weights.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_init(init: &Init, input: usize, output: usize, bias: bool, dist: Dist) -> Result<Self> {
+        let weight = init.param("weight", &[output, input], dist, Role::Weight)?;
+        let bias = if bias { Some(init.param("bias", &[output], Dist::Zeros, Role::NoDecay)?) } else { None };
+        Ok(Linear { weight, bias })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension is not `in`.
+    pub fn forward(&self, x: &Var) -> Result<Var> {
+        let y = x.linear(&self.weight.var())?;
+        match &self.bias {
+            Some(b) => Ok(y.add(&b.var())?),
+            None => Ok(y),
+        }
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Arc<Parameter> {
+        &self.weight
+    }
+
+    /// Element type of the weight.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
+    }
+}
+
+/// Two linear maps through a bottleneck; keys `0` and `1` as in a Python `Sequential`.
+pub struct LowRank {
+    down: Linear,
+    up: Linear,
+}
+
+impl LowRank {
+    /// `dims` are input, bottleneck, output; a bias only on the second map.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(init: &Init, dims: [usize; 3], bias: bool) -> Result<Self> {
+        Ok(LowRank {
+            down: Linear::new(&init.sub(0), dims[0], dims[1], false)?,
+            up: Linear::new(&init.sub(1), dims[1], dims[2], bias)?,
+        })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    ///
+    /// # Errors
+    /// When the last dimension is not `in`.
+    pub fn forward(&self, x: &Var) -> Result<Var> {
+        self.up.forward(&self.down.forward(x)?)
+    }
+}

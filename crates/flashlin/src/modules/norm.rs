@@ -1,0 +1,155 @@
+//! Norms with their parameters.
+
+use std::sync::Arc;
+
+use flashlin_ops::{
+    activation::Activation,
+    norm::{rms_norm, rms_norm_gated, rms_norm_gated_grouped},
+};
+use flashlin_tensor::{Parameter, Var};
+
+use super::{Heads, Linear, LowRank};
+use crate::{
+    Result,
+    config::BaseConfig,
+    init::{Dist, Init, Role},
+};
+
+/// x / sqrt(mean x^2 + eps) w over the last dimension.
+pub struct RmsNorm {
+    weight: Option<Arc<Parameter>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// A norm of `size` channels, with or without a weight.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(init: &Init, size: usize, eps: f64, affine: bool) -> Result<Self> {
+        let weight =
+            if affine { Some(init.param("weight", &[size], Dist::Ones, Role::NoDecay)?) } else { None };
+        Ok(RmsNorm { weight, eps })
+    }
+
+    /// `[.., size]` to the same shape.
+    ///
+    /// # Errors
+    /// When the last dimension is not `size`.
+    pub fn forward(&self, x: &Var) -> Result<Var> {
+        let weight = self.weight.as_ref().map(|w| w.var());
+        Ok(rms_norm(x, weight.as_ref(), self.eps)?)
+    }
+
+    fn gated(&self, x: &Var, gate: &Var, activation: Activation) -> Result<Var> {
+        let weight = self.weight.as_ref().map(|w| w.var());
+        Ok(rms_norm_gated(x, gate, weight.as_ref(), activation, self.eps)?)
+    }
+}
+
+enum Gate {
+    None,
+    Full(Linear, Activation),
+    LowRank(LowRank, Activation),
+}
+
+/// The norm at a mixer's output: per head, gated or not, then heads merged.
+pub struct OutputNorm {
+    norm: RmsNorm,
+    gate: Gate,
+    heads: usize,
+}
+
+impl OutputNorm {
+    /// GLA and RetNet: a swish gate. The peer's fused and unfused forms name the norm differently.
+    pub(crate) fn swish(
+        init: &Init,
+        base: &BaseConfig,
+        gated: bool,
+        width: usize,
+        heads: usize,
+    ) -> Result<Self> {
+        let affine = base.elementwise_affine.unwrap_or(true);
+        let fused = gated && base.fuse_norm && base.hidden_act == "swish";
+        let name = if fused { "g_norm_swish_gate" } else { "g_norm" };
+        let gate = match gated {
+            true => Gate::Full(
+                Linear::new(&init.sub("g_proj"), base.hidden_size, width, false)?,
+                Activation::Silu,
+            ),
+            false => Gate::None,
+        };
+        let norm = RmsNorm::new(&init.sub(name), width / heads, base.norm_eps, affine)?;
+        Ok(OutputNorm { norm, gate, heads })
+    }
+
+    /// The delta family: `o_norm`, with a gate projected from the input.
+    pub(crate) fn gated(
+        init: &Init,
+        base: &BaseConfig,
+        gated: bool,
+        width: usize,
+        heads: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        let gate = match gated {
+            true => Gate::Full(Linear::new(&init.sub("g_proj"), base.hidden_size, width, false)?, activation),
+            false => Gate::None,
+        };
+        let norm = RmsNorm::new(&init.sub("o_norm"), width / heads, base.norm_eps, true)?;
+        Ok(OutputNorm { norm, gate, heads })
+    }
+
+    /// KDA: a sigmoid gate through a bottleneck as wide as a value head, with bias.
+    pub(crate) fn low_rank_sigmoid(
+        init: &Init,
+        base: &BaseConfig,
+        head: usize,
+        heads: usize,
+    ) -> Result<Self> {
+        let proj = LowRank::new(&init.sub("g_proj"), [base.hidden_size, head, heads * head], true)?;
+        let norm = RmsNorm::new(&init.sub("o_norm"), head, base.norm_eps, true)?;
+        Ok(OutputNorm { norm, gate: Gate::LowRank(proj, Activation::Sigmoid), heads })
+    }
+
+    /// `o` `[B, T, H, V]` and the layer's input `x` `[B, T, D]` to `[B, T, H V]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, o: &Var, x: &Var) -> Result<Var> {
+        let (gate, activation) = match &self.gate {
+            Gate::None => return self.norm.forward(o)?.merge_heads(),
+            Gate::Full(proj, act) => (proj.forward(x)?, *act),
+            Gate::LowRank(proj, act) => (proj.forward(x)?, *act),
+        };
+        self.norm.gated(o, &gate.heads(self.heads)?, activation)?.merge_heads()
+    }
+}
+
+/// Mamba-2's gated norm over groups of channels.
+pub struct MambaNorm {
+    weight: Arc<Parameter>,
+    group: usize,
+    eps: f64,
+    before_gate: bool,
+}
+
+impl MambaNorm {
+    /// A norm of `size` channels in `groups` groups.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(init: &Init, size: usize, groups: usize, eps: f64, before_gate: bool) -> Result<Self> {
+        let weight = init.param("weight", &[size], Dist::Ones, Role::NoDecay)?;
+        Ok(MambaNorm { weight, group: size / groups, eps, before_gate })
+    }
+
+    /// norm(x silu(z)), or norm(x) silu(z) where the norm comes before the gate.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Var, z: &Var) -> Result<Var> {
+        let weight = self.weight.var();
+        Ok(rms_norm_gated_grouped(x, Some(z), Some(&weight), Some(self.group), self.before_gate, self.eps)?)
+    }
+}
