@@ -6,13 +6,13 @@
 use super::{Arch, Real};
 use pulp::{Simd, WithSimd};
 
-/// `x <- e^x`, element by element (f32: within 2 ulp, vectorised).
-pub fn exp_in_place<R: Real>(arch: Arch, x: &mut [R]) {
-    arch.dispatch(|| {
+kernel! {
+    /// `x <- e^x`, element by element (f32: within 2 ulp, vectorised).
+    pub fn exp_in_place<'a, R>(x: &'a mut [R]) {
         for v in x {
             *v = v.exp();
         }
-    });
+    }
 }
 
 /// `dst[c][r] = src[r][c]` for `rows x cols`; `lds` and `ldd` are the row lengths of `src` and `dst`.

@@ -2,6 +2,7 @@
 
 use crate::simd::{Arch, Real};
 use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
 
 /// One sequence: its place in the `[B, T, ..]` inputs and in the flattened `[B * T, ..]` outputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,17 +94,32 @@ fn copy_rows<E: Copy, R: Real>(
     (dst, ld): (&mut [R], usize),
     convert: impl Fn(E) -> R,
 ) {
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            for r in 0..rows {
-                let from = &src[base + r * stride..][..width];
-                for (d, &s) in dst[r * ld..][..width].iter_mut().zip(from) {
-                    *d = convert(s);
-                }
+    arch.dispatch(CopyRows { src, base, stride, rows, width, dst, ld, convert });
+}
+
+struct CopyRows<'a, E, R, F> {
+    src: &'a [E],
+    base: usize,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    dst: &'a mut [R],
+    ld: usize,
+    convert: F,
+}
+
+impl<E: Copy, R: Real, F: Fn(E) -> R> WithSimd for CopyRows<'_, E, R, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _set: S) {
+        for r in 0..self.rows {
+            let from = &self.src[self.base + r * self.stride..][..self.width];
+            for (d, &s) in self.dst[r * self.ld..][..self.width].iter_mut().zip(from) {
+                *d = (self.convert)(s);
             }
-        },
-    );
+        }
+    }
 }
 
 /// Everything one call of the recurrence reads.

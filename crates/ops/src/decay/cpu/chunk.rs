@@ -267,7 +267,7 @@ fn key_gradients<R: Real>(
         key_gate_gradient(w, b, a, (t0, len), first, out);
     }
     own_key_gradients(w, b, len, out.u);
-    b.dq[..n].iter_mut().for_each(|x| *x *= a.scale);
+    panel::scale(arch, &mut b.dq[..n], a.scale);
     store_rows(&b.dq, kld, rows_at(&mut out.q, t0, len));
     store_rows(&b.dk, kld, rows_at(&mut out.k, t0, len));
 }

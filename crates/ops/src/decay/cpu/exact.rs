@@ -3,7 +3,7 @@
 //! `D_ij` is built by multiplying one token's decay at a time, so nothing overflows, an underflow to 0 is right, and
 //! the error is that of at most 15 multiplications. All blocks are `rows x ld`, rows = len of the panels / ld.
 
-use crate::simd::{Arch, Real};
+use crate::simd::{Arch, Real, kernel};
 use pulp::{Simd, WithSimd};
 
 /// `m[i][j] = sum_c x_i[c] y_j[c] D_ij[c]` for j < i. `w` is one row of scratch.
@@ -55,19 +55,19 @@ impl<R: Real> WithSimd for Scores<'_, R> {
     }
 }
 
-/// `out_i += sum_{j < i} m_ij D_ij y_j`.
-pub fn apply<R: Real>(
-    arch: Arch,
-    (m, ldm): (&[R], usize),
-    y: &[R],
-    gate: &[R],
-    ld: usize,
-    exclusive: bool,
-    out: &mut [R],
-    w: &mut [R],
-) {
-    let rows = out.len() / ld;
-    arch.dispatch(|| {
+kernel! {
+    /// `out_i += sum_{j < i} m_ij D_ij y_j`; rows of `m` are `ldm` apart, `w` is one row of scratch.
+    pub fn apply<'a, R>(
+        m: &'a [R],
+        ldm: usize,
+        y: &'a [R],
+        gate: &'a [R],
+        exclusive: bool,
+        out: &'a mut [R],
+        w: &'a mut [R],
+    ) {
+        let ld = w.len();
+        let rows = out.len() / ld;
         for j in 0..rows {
             w.copy_from_slice(&y[j * ld..][..ld]);
             for i in j + 1..rows {
@@ -80,22 +80,22 @@ pub fn apply<R: Real>(
                 }
             }
         }
-    });
+    }
 }
 
-/// `out_j += sum_{i > j} m_ij D_ij x_i`, by Horner from the last row up.
-pub fn apply_t<R: Real>(
-    arch: Arch,
-    (m, ldm): (&[R], usize),
-    x: &[R],
-    gate: &[R],
-    ld: usize,
-    exclusive: bool,
-    out: &mut [R],
-    w: &mut [R],
-) {
-    let rows = out.len() / ld;
-    arch.dispatch(|| {
+kernel! {
+    /// `out_j += sum_{i > j} m_ij D_ij x_i`, by Horner from the last row up.
+    pub fn apply_t<'a, R>(
+        m: &'a [R],
+        ldm: usize,
+        x: &'a [R],
+        gate: &'a [R],
+        exclusive: bool,
+        out: &'a mut [R],
+        w: &'a mut [R],
+    ) {
+        let ld = w.len();
+        let rows = out.len() / ld;
         for j in 0..rows {
             w.fill(R::ZERO);
             for i in (j + 1..rows).rev() {
@@ -109,7 +109,7 @@ pub fn apply_t<R: Real>(
                 *o += w;
             }
         }
-    });
+    }
 }
 
 /// Dot products of the rows of two panels, optionally weighted by channel: `out[i] = sum_c x_i[c] y_i[c] w[c]`.

@@ -172,14 +172,12 @@ impl<R: Real> Side<R> {
             let span = self.span(b, len);
             let rows = span.start * ld..span.end * ld;
             let total = &mut self.block_total[b * ld..(b + 1) * ld];
-            let invert = !self.exact[b];
-            panel::prefix_products(
-                self.arch,
-                &self.gate[rows.clone()],
-                (&mut self.pre[rows.clone()], self.exclusive),
-                invert.then_some(&mut self.inv[rows.clone()]),
-                total,
-            );
+            let e = &self.gate[rows.clone()];
+            panel::prefix_products(self.arch, e, &mut self.pre[rows.clone()], self.exclusive, total);
+            if !self.exact[b] {
+                let pre = &self.pre[rows.clone()];
+                panel::invert(self.arch, pre, e, self.exclusive, &mut self.inv[rows.clone()]);
+            }
             // Not `total / prefix`: the last row's factor must be 1 to the bit, for gradients of gates that do nothing.
             panel::suffix_products(self.arch, &self.gate[rows.clone()], &mut self.suf[rows], &mut self.row);
             panel::mul_assign(self.arch, &mut self.total, total);
@@ -313,7 +311,7 @@ impl<R: Real> Side<R> {
             panel::mul_assign(arch, &mut out[r.clone()], &self.pre[r.clone()]);
             if self.exact[b] {
                 let (y, gate) = (&self.y[r.clone()], &self.gate[r.clone()]);
-                exact::apply(arch, (a.data, a.ld), y, gate, ld, self.exclusive, &mut out[r], &mut self.row);
+                exact::apply(arch, a.data, a.ld, y, gate, self.exclusive, &mut out[r], &mut self.row);
             }
         }
     }
@@ -346,7 +344,7 @@ impl<R: Real> Side<R> {
             panel::mul_assign(arch, &mut out[r.clone()], &self.suf[r.clone()]);
             if self.exact[b] {
                 let (x, gate) = (&self.x[r.clone()], &self.gate[r.clone()]);
-                exact::apply_t(arch, (a.data, a.ld), x, gate, ld, self.exclusive, &mut out[r], &mut self.row);
+                exact::apply_t(arch, a.data, a.ld, x, gate, self.exclusive, &mut out[r], &mut self.row);
             } else {
                 let x = Mat::new(&self.x_local[s * ld..], ld);
                 let tmp = &mut self.tmp[..rows * ld];

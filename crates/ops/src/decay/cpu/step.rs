@@ -29,34 +29,44 @@ pub fn advance<R: Real>(
     transposed: bool,
     out: Option<&mut [R]>,
 ) {
-    match (transposed, out) {
-        (false, Some(out)) => {
-            out.fill(R::ZERO);
-            arch.dispatch(|| key_rows(token, state, Some(out)));
-        }
-        (false, None) => arch.dispatch(|| key_rows(token, state, None)),
-        (true, out) => arch.dispatch(ValueRows { token, state, out }),
+    if transposed {
+        return arch.dispatch(ValueRows { token, state, out });
     }
+    arch.dispatch(KeyRows { token, state, out });
 }
 
 /// `[K][V]`: each key channel's row is updated and its share added to the output.
-#[inline(always)]
-fn key_rows<R: Real>(x: &Token<R>, state: &mut [R], mut out: Option<&mut [R]>) {
-    for (i, row) in state.chunks_mut(x.v.len()).enumerate() {
-        let (q, k) = (x.q[i], x.k[i]);
-        let a = x.key_decay.map_or(R::ONE, |a| a[i]);
-        if let (Some(u), Some(out)) = (x.bonus, out.as_deref_mut()) {
-            let own = u[i] * k;
-            for ((o, &s), &v) in out.iter_mut().zip(row.iter()).zip(x.v) {
-                *o += q * (s + own * v);
+struct KeyRows<'a, 'b, R> {
+    token: &'a Token<'b, R>,
+    state: &'a mut [R],
+    out: Option<&'a mut [R]>,
+}
+
+impl<R: Real> WithSimd for KeyRows<'_, '_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _set: S) {
+        let x = self.token;
+        if let Some(out) = &mut self.out {
+            out.fill(R::ZERO);
+        }
+        for (i, row) in self.state.chunks_exact_mut(x.v.len()).enumerate() {
+            let (q, k) = (x.q[i], x.k[i]);
+            let a = x.key_decay.map_or(R::ONE, |a| a[i]);
+            if let (Some(u), Some(out)) = (x.bonus, self.out.as_deref_mut()) {
+                let own = u[i] * k;
+                for ((o, &s), &v) in out.iter_mut().zip(row.iter()).zip(x.v) {
+                    *o += q * (s + own * v);
+                }
             }
-        }
-        match x.value_decay {
-            None => row.iter_mut().zip(x.v).for_each(|(s, &v)| *s = *s * a + k * v),
-            Some(b) => row.iter_mut().zip(x.v).zip(b).for_each(|((s, &v), &b)| *s = *s * (a * b) + k * v),
-        }
-        if let (None, Some(out)) = (x.bonus, out.as_deref_mut()) {
-            out.iter_mut().zip(row.iter()).for_each(|(o, &s)| *o += q * s);
+            match x.value_decay {
+                None => row.iter_mut().zip(x.v).for_each(|(s, &v)| *s = *s * a + k * v),
+                Some(b) => row.iter_mut().zip(x.v).zip(b).for_each(|((s, &v), &b)| *s = *s * (a * b) + k * v),
+            }
+            if let (None, Some(out)) = (x.bonus, self.out.as_deref_mut()) {
+                out.iter_mut().zip(row.iter()).for_each(|(o, &s)| *o += q * s);
+            }
         }
     }
 }

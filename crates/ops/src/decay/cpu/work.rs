@@ -175,7 +175,7 @@ impl<R: Real> Work<R> {
         let rows = a.gk.is_some().then_some(&self.keys.total[..a.key_dim]);
         panel::decay_state(self.arch, state, ld, rows, cols);
         if let Some(s) = &self.scalar {
-            state.iter_mut().for_each(|x| *x *= s.total);
+            panel::scale(self.arch, state, s.total);
         }
     }
 }
