@@ -87,7 +87,7 @@ impl BaseConfig {
         self.intermediate_size.unwrap_or_else(|| {
             let ratio = self.hidden_ratio.unwrap_or(4.0);
             let raw = (self.hidden_size as f64 * ratio * 2.0 / 3.0) as usize;
-            raw.div_ceil(256) * 256
+            raw.div_ceil(256).saturating_mul(256)
         })
     }
 

@@ -15,6 +15,7 @@ use crate::{
     config::BaseConfig,
     family::{FamilyDef, check_head_dim, check_mlp, divides, mixer_and_mlp, scaled},
     init::Init,
+    modules::activation,
 };
 
 /// The family `gla`.
@@ -42,6 +43,7 @@ impl FamilyDef for Gla {
         let v = scaled("expand_v", base.hidden_size, own.expand_v, own.num_heads)?;
         check_head_dim("expand_k", k / own.num_heads)?;
         check_head_dim("expand_v", v / own.num_heads)?;
+        own.feature_map.as_deref().map(|m| activation("feature_map", m)).transpose()?;
         divides("num_kv_heads", own.num_heads, own.num_kv_heads.unwrap_or(own.num_heads))
     }
 

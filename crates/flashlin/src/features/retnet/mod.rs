@@ -15,6 +15,7 @@ use crate::{
     config::BaseConfig,
     family::{FamilyDef, check_head_dim, check_mlp, divides, even_head_dim, mixer_and_mlp, scaled},
     init::Init,
+    modules::activation,
 };
 
 /// The family `retnet`.
@@ -47,6 +48,7 @@ impl FamilyDef for RetNet {
         check_head_dim("expand_k", k / own.num_heads)?;
         even_head_dim("expand_k", k / own.num_heads)?;
         check_head_dim("expand_v", v / own.num_heads)?;
+        own.feature_map.as_deref().map(|m| activation("feature_map", m)).transpose()?;
         divides("num_kv_heads", own.num_heads, own.num_kv_heads.unwrap_or(own.num_heads))
     }
 
