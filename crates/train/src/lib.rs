@@ -10,6 +10,7 @@ pub mod data;
 pub mod error;
 mod gradient;
 mod metrics;
+mod model;
 pub mod observer;
 pub mod optim;
 mod pieces;
@@ -25,8 +26,9 @@ mod toy;
 
 pub use config::TrainConfig;
 pub use error::{Error, ErrorKind, Result};
+pub use model::{build_model, model_config};
 pub use observer::Observer;
-pub use run::{Outcome, Report, make_tokenizer, run_with};
+pub use run::{Outcome, Report, make_tokenizer, run, run_with};
 pub use stats::Stat;
 pub use trainable::Trainable;
 pub use trainer::{StepRecord, Trainer};

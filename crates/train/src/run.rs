@@ -14,6 +14,7 @@ use crate::{
     data::train_tokenizer,
     files_of_text,
     metrics::Sink,
+    model::build_model,
     observer::{Observer, Start, StepMetrics, Validation},
     trainable::Trainable,
     trainer::{StepRecord, Trainer},
@@ -51,6 +52,15 @@ pub struct Report {
     pub validation: Option<Validation>,
     /// The checkpoint of the last step.
     pub checkpoint: PathBuf,
+}
+
+/// Trains a flashlin model as the configuration says. `stop` is looked at after each step: once it is true, the run saves a checkpoint
+/// and returns.
+///
+/// # Errors
+/// As [`run_with`], and those of [`build_model`].
+pub fn run(config: &TrainConfig, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+    run_with(config, observer, stop, |tokenizer, checkpoint| build_model(config, tokenizer, checkpoint))
 }
 
 /// Trains whatever network `build` makes. It is given the tokenizer, and the checkpoint's folder when the run continues one (its

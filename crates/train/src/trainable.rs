@@ -85,6 +85,14 @@ pub trait Trainable: Send + Sync {
     /// Memory.
     fn new_state(&self, rows: usize) -> Result<Self::State>;
 
+    /// Whether gradients flow through everything in the state, as `train.carry = "exact"` needs.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] that says what can be done where they do not.
+    fn check_exact_carry(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Runs forward; with a state, continues from it and updates it.
     ///
     /// # Errors

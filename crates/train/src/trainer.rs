@@ -10,6 +10,7 @@ use crate::{
     checkpoint::{
         CONFIG_FILE, Checkpoint, RunFolder, TRAINING_DIR, TrainerState, load_optimizer, save_optimizer,
     },
+    config::Carry,
     data::{Batch, Loader},
     files_of_text,
     gradient::{losses, step_gradient},
@@ -55,6 +56,9 @@ impl<M: Trainable> Trainer<M> {
     /// A configuration that cannot be used, data that cannot be opened, memory.
     pub fn new(model: M, tokenizer: Tokenizer, config: &TrainConfig) -> Result<Trainer<M>> {
         config.validate()?;
+        if config.train.segment_len.is_some() && config.train.carry == Carry::Exact {
+            model.check_exact_carry()?;
+        }
         let optimizer = AdamW::new(&config.optim, model.params(), |name| model.wants_weight_decay(name))?;
         let loader = Loader::new(&config.data_config(), &tokenizer)?;
         Ok(Trainer {
