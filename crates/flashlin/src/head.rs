@@ -23,6 +23,8 @@ pub(crate) struct HeadInput<'a> {
     pub padding: Option<&'a Padding>,
     /// Labels in the layout of `hidden`.
     pub labels: Option<Tensor>,
+    /// Each label stands at its own token and is to be shifted; otherwise it stands at the token before.
+    pub shift: bool,
     /// Which logits to return.
     pub logits: Logits,
     /// Add the L2-warp gradient.
@@ -39,7 +41,8 @@ pub(crate) fn run(input: HeadInput<'_>) -> Result<(Option<Var>, Option<Var>, usi
     let (mut loss, mut count) = (None, 0);
     if let Some(labels) = &input.labels {
         let flat = labels.reshape(&[1, labels.numel()])?;
-        let shifted = shift_labels(&flat, Some(input.sequences))?.reshape(&[labels.numel()])?;
+        let aligned = if input.shift { shift_labels(&flat, Some(input.sequences))? } else { flat };
+        let shifted = aligned.reshape(&[labels.numel()])?;
         let options = LossOptions { l2_warp: input.l2warp.then_some(L2_WARP), ..LossOptions::default() };
         let out = match (&logits, input.logits) {
             (Some(all), Logits::All) => cross_entropy(&rows(all)?, &shifted, &options)?,

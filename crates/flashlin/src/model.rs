@@ -36,12 +36,15 @@ pub struct Input {
     pub seqs: Option<PackedSeqs>,
     /// Labels `[B, T]` i64, -100 to ignore. Shifted by one inside, never across sequences.
     pub labels: Option<Tensor>,
+    /// Targets `[B, T]` i64 in place of labels: what follows each token, -100 to ignore. Not shifted, so that the last
+    /// token of a piece of a longer text can have one.
+    pub targets: Option<Tensor>,
 }
 
 impl Input {
     /// Token ids `[B, T]`.
     pub fn ids(ids: Tensor) -> Self {
-        Input { tokens: Tokens::Ids(ids), mask: None, seqs: None, labels: None }
+        Input { tokens: Tokens::Ids(ids), mask: None, seqs: None, labels: None, targets: None }
     }
 
     /// One row of token ids.
@@ -292,13 +295,19 @@ impl Model {
         if let Some(s) = state {
             s.seen.iter_mut().zip(sequences.ranges()).for_each(|(n, r)| *n += r.len());
         }
-        let labels = input.labels.as_ref().map(|l| self.check_labels(l, [batch, len], padding.as_ref()));
+        let (labels, shift) = match (&input.labels, &input.targets) {
+            (Some(_), Some(_)) => return Err(Error::argument("labels", "and targets exclude each other")),
+            (None, targets) => (targets.as_ref(), false),
+            (labels, None) => (labels.as_ref(), true),
+        };
+        let labels = labels.map(|l| self.check_labels(l, [batch, len], padding.as_ref()));
         let head = HeadInput {
             hidden: x,
             weight: self.lm_head.var(),
             sequences: &sequences,
             padding: padding.as_ref(),
             labels: labels.transpose()?,
+            shift,
             logits: options.logits,
             l2warp: self.config.base().use_l2warp,
         };

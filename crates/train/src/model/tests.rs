@@ -105,6 +105,29 @@ fn truncated_segments_carry_the_state_alone() {
     }
 }
 
+/// Targets are labels that are shifted already; the last token of a row may have one.
+#[test]
+fn targets_are_aligned_labels() {
+    let model = small(&[]);
+    let b = batch(2, 30);
+    let piece = match crate::pieces::units(&b, None).unwrap().pop().unwrap() {
+        crate::pieces::Unit::Whole(piece) => piece,
+        crate::pieces::Unit::Long(_) => panic!("not asked to cut"),
+    };
+    let mut row_ends = piece.targets.as_ref().unwrap().to_vec::<i64>().unwrap();
+    let all = model.pass(&piece, None, PassOptions::default()).unwrap().loss.unwrap();
+    row_ends[29] = IGNORE;
+    let targets = flashlin_tensor::Tensor::from_vec(row_ends, &[2, 30]).unwrap();
+    let some = Piece { targets: Some(targets), counted: 58, ..piece.clone() };
+    let some = model.pass(&some, None, PassOptions::default()).unwrap().loss.unwrap();
+    let labelled = Input::ids(piece.ids.clone()).with_labels(piece.ids.clone());
+    let out = model.forward(&labelled, None, &ForwardOptions::default()).unwrap();
+    let values = [&some, &out.loss.unwrap(), &all].map(|v| v.tensor().to_scalar().unwrap());
+    assert!((values[0] - values[1]).abs() < 1e-6 && (values[0] - values[2]).abs() > 1e-6, "{values:?}");
+    let both = Input { targets: piece.targets, ..labelled };
+    assert!(model.forward(&both, None, &ForwardOptions::default()).is_err());
+}
+
 #[test]
 fn recomputing_layers_gives_the_same_gradients() {
     let model = small(&[]);
