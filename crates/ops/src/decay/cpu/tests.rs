@@ -264,39 +264,3 @@ fn both_paths_match_the_reference() {
         }
     }
 }
-
-#[test]
-#[ignore = "prints errors"]
-fn print_errors() {
-    for gates in all_gates() {
-        for strength in [0.1, 3.0, 20.0] {
-            let (k, v, h, hv, chunk) = (33, 16, 1, 1, 64);
-            let case = Case {
-                seqs: Seq::packed(&[0, 1, 1, 17, 17 + 3 * chunk + 7, 17 + 4 * chunk + 7]),
-                h,
-                hv,
-                k,
-                v,
-                gates,
-                strength,
-                h0: true,
-                transposed: false,
-            };
-            let d = case.data();
-            for path in [Path::Chunk, Path::Recurrent] {
-                let e = run::<f32>(&case, &d, path, chunk);
-                let text: Vec<_> =
-                    e.iter().filter(|e| e.1 > 0.0).map(|(n, e)| format!("{n} {e:.0e}")).collect();
-                println!(
-                    "{path:?} {strength} g{} y{} gk{} gv{} u{}: {}",
-                    gates.g as u8,
-                    gates.gamma as u8,
-                    gates.gk as u8,
-                    gates.gv as u8,
-                    gates.bonus as u8,
-                    text.join("  ")
-                );
-            }
-        }
-    }
-}
