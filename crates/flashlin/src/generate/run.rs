@@ -162,12 +162,11 @@ impl Iterator for Generator<'_> {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
-        if self.events.is_empty() && !self.failed && self.rows.iter().any(|r| r.finish.is_none()) {
-            if let Err(e) = self.step() {
-                self.failed = true;
-                self.events.clear();
-                return Some(Err(e));
-            }
+        let ready = self.events.is_empty() && !self.failed && self.rows.iter().any(|r| r.finish.is_none());
+        if ready && let Err(e) = self.step() {
+            self.failed = true;
+            self.events.clear();
+            return Some(Err(e));
         }
         self.events.pop_front().map(Ok)
     }
