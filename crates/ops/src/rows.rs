@@ -185,7 +185,7 @@ impl<'a> RowsMut<'a> {
 
     /// Pieces of the given lengths, in order.
     pub fn split(self, lens: impl Iterator<Item = usize>) -> Vec<RowsMut<'a>> {
-        fn cut<'a, T>(mut x: &'a mut [T], lens: impl Iterator<Item = usize>) -> Vec<&'a mut [T]> {
+        fn cut<T>(mut x: &mut [T], lens: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
             lens.map(|n| {
                 let (a, b) = std::mem::take(&mut x).split_at_mut(n);
                 x = b;

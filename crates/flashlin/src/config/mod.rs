@@ -1,7 +1,7 @@
 //! Model configurations: `config.json` as Hugging Face writes it, read into a typed struct per family.
 //!
 //! Policy: a key either changes results, is a hint (kept on save, no effect on results), or is refused with what
-//! is supported. Every key of a family stands in one table ([`config_keys!`]), from which parsing, defaults,
+//! is supported. Every key of a family stands in one table (`config_keys!`), from which parsing, defaults,
 //! docs and the nearest-name message for unknown keys come. Loading keeps the raw map, so that saving loses
 //! nothing.
 
