@@ -1,3 +1,4 @@
-//! Evaluation: the n-gram baseline that a model's bits per byte are compared with.
+//! Evaluation: perplexity of a model, and the n-gram baseline that its bits per byte are compared with.
 
 pub mod ngram;
+pub mod ppl;

@@ -141,8 +141,12 @@ impl<F: FamilyDef> ModelFamily for F {
         base.chain(F::Own::KEYS).collect()
     }
 
+    fn defaults(&self) -> Map {
+        object(<F as FamilyDef>::defaults())
+    }
+
     fn parse(&self, raw: &Map) -> Result<Arc<dyn FamilyConfig>> {
-        let base = BaseConfig::with_defaults(&object(F::defaults()), raw)?;
+        let base = BaseConfig::with_defaults(&object(<F as FamilyDef>::defaults()), raw)?;
         Ok(Arc::new(Typed::<F> { base, own: F::Own::default().read(raw)? }))
     }
 

@@ -24,6 +24,10 @@ pub trait ModelFamily: Sync {
     fn readme(&self) -> &'static str;
     /// All config keys, base keys included.
     fn keys(&self) -> Vec<&'static KeyInfo>;
+    /// Defaults of shared keys where they differ from the common ones.
+    fn defaults(&self) -> Map {
+        Map::new()
+    }
     /// Reads the typed config.
     ///
     /// # Errors

@@ -1,0 +1,37 @@
+//! `flashlin man`: manual pages.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory};
+
+use crate::args::Context;
+
+/// Print the manual page, or write one page a command into a folder
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Folder for `flashlin.1`, `flashlin-train.1`, ...
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl Man {
+    pub fn run(self, ctx: &Context) -> anyhow::Result<()> {
+        let mut root = crate::args::Args::command();
+        root.build();
+        let Some(dir) = self.out else {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(root).render(&mut page)?;
+            return ctx.out.text(String::from_utf8_lossy(&page));
+        };
+        flashlin::files::create_dir(&dir)?;
+        let pages =
+            std::iter::once(root.clone()).chain(root.get_subcommands().filter(|c| !c.is_hide_set()).cloned());
+        for command in pages {
+            let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_string();
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            flashlin::files::write_bytes(&dir.join(format!("{name}.1")), &page)?;
+        }
+        Ok(())
+    }
+}

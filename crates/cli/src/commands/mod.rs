@@ -1,0 +1,75 @@
+//! One file a command: its options and what it calls. Below: what several commands read in the same way.
+
+pub mod bench;
+pub mod completions;
+pub mod docs;
+pub mod eval;
+pub mod generate;
+pub mod man;
+pub mod models;
+pub mod new;
+pub mod ops;
+pub mod quickstart;
+pub mod show;
+pub mod train;
+pub mod verify;
+pub mod verify_ops;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use flashlin::{DType, Device, hub, tokenizer::Tokenizer};
+
+use crate::{failure::Failure, table::bytes};
+
+/// How a hub id becomes a folder.
+#[derive(Debug, Args)]
+pub struct HubArgs {
+    /// Branch, tag or commit of a hub id
+    #[arg(long, value_name = "NAME")]
+    revision: Option<String>,
+    /// Use what is in the cache, without network
+    #[arg(long)]
+    offline: bool,
+}
+
+impl HubArgs {
+    /// The folder of a model: a path as it is, a hub id downloaded into the cache.
+    pub fn resolve(&self, model: &str) -> anyhow::Result<PathBuf> {
+        if self.revision.is_none() && Path::new(model).is_dir() {
+            return Ok(model.into());
+        }
+        let mut options = hub::HubOptions::from_env()?;
+        options.revision.clone_from(&self.revision);
+        options.offline |= self.offline;
+        options.progress = Some(std::sync::Arc::new(|p: hub::Progress<'_>| {
+            let total = p.total.map(|t| format!(" of {}", bytes(t))).unwrap_or_default();
+            tracing::info!("{}: {}{total}", p.file, bytes(p.done));
+        }));
+        Ok(hub::resolve(model, &options)?)
+    }
+}
+
+/// Reads an option that names a dtype of weights.
+pub fn parse_dtype(option: &str, name: &str) -> Result<DType, Failure> {
+    DType::parse(name)
+        .filter(|d| d.is_float())
+        .ok_or_else(|| Failure::usage(format!("{option}: `{name}` is none of f32, bf16, f16, f64")))
+}
+
+/// Reads `--device`. Only devices that this build computes on pass.
+pub fn parse_device(name: &str) -> Result<Device, Failure> {
+    let device: Device = name.parse().map_err(|e| Failure::usage(format!("--device: {e}")))?;
+    match device {
+        Device::Cpu => Ok(device),
+        other => Err(Failure::usage(format!("--device: {other} is not supported; supported: cpu"))),
+    }
+}
+
+/// `bytes`, or a tokenizer.json or a folder with one.
+pub fn open_tokenizer(name: &str) -> anyhow::Result<Tokenizer> {
+    Ok(match name {
+        "bytes" => Tokenizer::bytes()?,
+        path => Tokenizer::from_file(Path::new(path))?,
+    })
+}
