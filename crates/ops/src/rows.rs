@@ -14,6 +14,9 @@ use rayon::prelude::*;
 /// Elements that pointwise kernels convert at a time: small enough for the stack and for L1.
 pub(crate) const PIECE: usize = 512;
 
+/// Elements of one step of the pointwise loop.
+const GROUP: usize = 16;
+
 /// The tensor itself where its last dimension is contiguous, else a contiguous copy; an error unless it is a float.
 pub(crate) fn with_rows(op: &'static str, arg: &'static str, t: &Tensor) -> Result<Tensor> {
     t.device().require_cpu(op)?;
@@ -129,10 +132,18 @@ impl<'a> Rows<'a> {
         self.at(self.offset(row) + col, n, buf)
     }
 
-    /// Elements `start..start + n` in row-major order; they must lie in one row ([`Rows::reach`]).
-    #[inline(always)]
-    pub fn piece<'b, R: Real>(&'b self, start: usize, n: usize, buf: &'b mut [R]) -> &'b [R] {
-        self.at(self.offset(start / self.width) + start % self.width, n, buf)
+    /// Copies the elements from `start` on (in row-major order); they must lie in one row ([`Rows::reach`]).
+    pub fn copy<R: Real>(&self, start: usize, out: &mut [R]) {
+        let at = self.offset(start / self.width) + start % self.width;
+        match self.data {
+            Data::F64(x) if R::DTYPE == DType::F64 => {
+                out.copy_from_slice(bytemuck::cast_slice(&x[at..at + out.len()]))
+            }
+            Data::F32(x) if R::DTYPE == DType::F32 => {
+                out.copy_from_slice(bytemuck::cast_slice(&x[at..at + out.len()]))
+            }
+            data => data.widen(at, out),
+        }
     }
 
     /// Elements from `start` to the end of its row.
@@ -146,21 +157,39 @@ impl<'a> Rows<'a> {
         match self.data {
             Data::F64(x) if R::DTYPE == DType::F64 => bytemuck::cast_slice(&x[at..at + n]),
             Data::F32(x) if R::DTYPE == DType::F32 => bytemuck::cast_slice(&x[at..at + n]),
-            Data::F64(x) => widen(&x[at..at + n], buf, |v| R::from_f64(v)),
-            Data::F32(x) => widen(&x[at..at + n], buf, |v| R::from_f32(v)),
-            Data::BF16(x) => widen(&x[at..at + n], buf, |v| R::from_f32(Element::to_f32(v))),
-            Data::F16(x) => widen(&x[at..at + n], buf, |v| R::from_f32(Element::to_f32(v))),
+            data => {
+                let out = &mut buf[..n];
+                data.widen(at, out);
+                out
+            }
+        }
+    }
+}
+
+impl Data<'_> {
+    /// Converts elements from `at` on. Never inlined: the kernels around it stay small.
+    #[inline(never)]
+    fn widen<R: Real>(self, at: usize, out: &mut [R]) {
+        let end = at + out.len();
+        match self {
+            Data::F64(x) => convert(out, &x[at..end], |v| R::from_f64(v)),
+            Data::F32(x) => convert(out, &x[at..end], |v| R::from_f32(v)),
+            Data::BF16(x) => convert(out, &x[at..end], |v| R::from_f32(Element::to_f32(v))),
+            Data::F16(x) => convert(out, &x[at..end], |v| R::from_f32(Element::to_f32(v))),
         }
     }
 }
 
 #[inline(always)]
-fn widen<'b, A: Copy, R: Real>(src: &[A], buf: &'b mut [R], f: impl Fn(A) -> R) -> &'b [R] {
-    let out = &mut buf[..src.len()];
-    for (o, &x) in out.iter_mut().zip(src) {
-        *o = f(x);
-    }
-    out
+fn convert<A: Copy, O>(out: &mut [O], src: &[A], f: impl Fn(A) -> O) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (o, &x) in out.iter_mut().zip(src) {
+                *o = f(x);
+            }
+        },
+    );
 }
 
 /// Write access to a contiguous output of any float type.
@@ -212,18 +241,20 @@ impl<'a> RowsMut<'a> {
             RowsMut::F32(x) if R::DTYPE == DType::F32 => {
                 x[at..at + n].copy_from_slice(bytemuck::cast_slice(src))
             }
-            RowsMut::F64(x) => narrow(&mut x[at..at + n], src, |v| v.to_f64()),
-            RowsMut::F32(x) => narrow(&mut x[at..at + n], src, |v| v.to_f32()),
-            RowsMut::BF16(x) => narrow(&mut x[at..at + n], src, |v| <bf16 as Element>::from_f32(v.to_f32())),
-            RowsMut::F16(x) => narrow(&mut x[at..at + n], src, |v| <f16 as Element>::from_f32(v.to_f32())),
+            other => other.narrow(at, src),
         }
     }
-}
 
-#[inline(always)]
-fn narrow<R: Real, A>(out: &mut [A], src: &[R], f: impl Fn(R) -> A) {
-    for (o, &x) in out.iter_mut().zip(src) {
-        *o = f(x);
+    /// As [`Data::widen`], the other way.
+    #[inline(never)]
+    fn narrow<R: Real>(&mut self, at: usize, src: &[R]) {
+        let end = at + src.len();
+        match self {
+            RowsMut::F64(x) => convert(&mut x[at..end], src, |v| v.to_f64()),
+            RowsMut::F32(x) => convert(&mut x[at..end], src, |v| v.to_f32()),
+            RowsMut::BF16(x) => convert(&mut x[at..end], src, |v| <bf16 as Element>::from_f32(v.to_f32())),
+            RowsMut::F16(x) => convert(&mut x[at..end], src, |v| <f16 as Element>::from_f32(v.to_f32())),
+        }
     }
 }
 
@@ -302,15 +333,11 @@ pub(crate) fn pointwise<R: Real, const N: usize, const M: usize>(
     }
     by_block.into_par_iter().enumerate().for_each(|(b, mut outs)| {
         let (start, end) = (b * BLOCK, total.min((b + 1) * BLOCK));
-        vectorized(
-            #[inline(always)]
-            || pointwise_block::<R, N, M>(&rows, &mut outs, start, end, f),
-        );
+        pointwise_block::<R, N, M>(&rows, &mut outs, start, end, f);
     });
     Ok(())
 }
 
-#[inline(always)]
 fn pointwise_block<R: Real, const N: usize, const M: usize>(
     rows: &[Rows],
     outs: &mut [RowsMut],
@@ -318,24 +345,29 @@ fn pointwise_block<R: Real, const N: usize, const M: usize>(
     end: usize,
     f: &impl Pointwise<N, M>,
 ) {
-    let mut bufs = [[R::ZERO; PIECE]; N];
-    let mut results = [[R::ZERO; PIECE]; M];
+    let mut bufs = [[[R::ZERO; GROUP]; PIECE / GROUP]; N];
+    let mut results = [[[R::ZERO; GROUP]; PIECE / GROUP]; M];
     let mut at = start;
     while at < end {
         let n = rows.iter().fold(PIECE.min(end - at), |n, r| n.min(r.reach(at)));
-        let mut bufs = bufs.iter_mut();
-        let x: [&[R]; N] = std::array::from_fn(|i| match bufs.next() {
-            Some(buf) => rows[i].piece(at, n, buf),
-            None => &[],
-        });
-        for j in 0..n {
-            let y = f.call::<R>(std::array::from_fn(|i| x[i][j]));
-            for (r, v) in results.iter_mut().zip(y) {
-                r[j] = v;
-            }
+        for (buf, r) in bufs.iter_mut().zip(rows) {
+            r.copy(at, &mut buf.as_flattened_mut()[..n]);
         }
+        // Only this loop is compiled for each function, and over whole groups: no tail.
+        vectorized(
+            #[inline(always)]
+            || {
+                for c in 0..n.div_ceil(GROUP) {
+                    let x: [[R; GROUP]; N] = std::array::from_fn(|i| bufs[i][c]);
+                    for l in 0..GROUP {
+                        let y = f.call::<R>(std::array::from_fn(|i| x[i][l]));
+                        (0..M).for_each(|m| results[m][c][l] = y[m]);
+                    }
+                }
+            },
+        );
         for (o, r) in outs.iter_mut().zip(&results) {
-            o.write(at - start, &r[..n]);
+            o.write(at - start, &r.as_flattened()[..n]);
         }
         at += n;
     }

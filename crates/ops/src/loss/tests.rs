@@ -74,9 +74,9 @@ fn gradients_match_differences() {
     let logits = randn(4, &[1, N, V], DType::F64);
     for o in options() {
         let y = Tensor::from_vec(labels(&o), &[1, N]).unwrap();
-        grad_check(&|v| vec![cross_entropy(&v[0], &y, &o).unwrap().loss], &[logits.clone()]);
+        grad_check(&|v| vec![cross_entropy(&v[0], &y, &o).unwrap().loss], std::slice::from_ref(&logits));
         let each = LossOptions { reduction: Reduction::None, ..o };
-        grad_check(&|v| vec![cross_entropy(&v[0], &y, &each).unwrap().loss], &[logits.clone()]);
+        grad_check(&|v| vec![cross_entropy(&v[0], &y, &each).unwrap().loss], std::slice::from_ref(&logits));
         let linear = |v: &[Var]| vec![linear_cross_entropy(&v[0], &v[1], v.get(2), &y, &o).unwrap().loss];
         grad_check(&linear, &[x.clone(), w.clone()]);
         grad_check(&linear, &[x.clone(), w.clone(), b.clone()]);
@@ -118,7 +118,7 @@ fn the_l2_warp_pulls_on_the_largest_logit_only() {
     let with = |o: LossOptions| {
         gradients(
             &|v| vec![cross_entropy(&v[0], &y, &o).unwrap().loss.affine(3.0, 0.0).unwrap()],
-            &[x.clone()],
+            std::slice::from_ref(&x),
         )
     };
     let (plain, warped) = (with(o), with(LossOptions { l2_warp: Some(1e-4), ..o }));
