@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use flashlin::{
     ModelFamily, REGISTRY,
-    config::{GENERIC_KEYS, KeyInfo},
+    config::{BaseConfig, GENERIC_KEYS, KeyInfo},
 };
 use flashlin_ops::OPS;
 
@@ -59,9 +59,10 @@ fn config() -> String {
          *changes results*; *hint, kept on save* (says how the peer should compute, or helps tools; results do not change); *error \
          unless default* (not supported). A key that is none of these is an error that names the nearest one.\n",
     );
-    let shared = |name: &str| REGISTRY.iter().all(|f| f.keys().iter().any(|k| k.name == name));
-    let first: Vec<&KeyInfo> = REGISTRY[0].keys();
-    let common: Vec<&KeyInfo> = first.into_iter().filter(|k| shared(k.name)).collect();
+    let has = |family: &dyn ModelFamily, name: &str| family.keys().iter().any(|k| k.name == name);
+    let everywhere = |k: &&KeyInfo| REGISTRY.iter().all(|f| has(*f, k.name));
+    let common: Vec<&KeyInfo> = BaseConfig::KEYS.iter().filter(everywhere).collect();
+    let shared = |name: &str| common.iter().any(|k| k.name == name);
     text.push_str(&format!(
         "\n## All models\n\nDefaults that a family changes stand in its own table.\n\n{}",
         key_table(&common)

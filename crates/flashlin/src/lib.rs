@@ -38,3 +38,8 @@ pub use padding::Padding;
 pub use pretrained::{CONFIG_FILE, GENERATION_FILE};
 pub use registry::{FamilyConfig, KeyLayout, ModelFamily, REGISTRY, find_family};
 pub use state::{LayerState, ModelState, STATE_VERSION, StateKind, StateSpec, StateTensor};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

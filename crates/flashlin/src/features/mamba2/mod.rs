@@ -48,10 +48,16 @@ impl FamilyDef for Mamba2 {
         vec![
             (
                 "tiny",
-                json!({"hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "state_size": 32, "vocab_size": 1024}),
+                json!({"hidden_size": 128, "num_hidden_layers": 4, "num_heads": 8, "head_dim": 32, "n_groups": 1, "state_size": 32, "vocab_size": 1024}),
             ),
-            ("340m", json!({"hidden_size": 1024, "num_hidden_layers": 48})),
-            ("1.3b", json!({"hidden_size": 2048, "num_hidden_layers": 48})),
+            (
+                "340m",
+                json!({"hidden_size": 1024, "num_hidden_layers": 48, "num_heads": 32, "head_dim": 64, "n_groups": 1}),
+            ),
+            (
+                "1.3b",
+                json!({"hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64, "head_dim": 64, "n_groups": 1}),
+            ),
         ]
     }
 
