@@ -14,7 +14,7 @@ pub enum Effect {
     Results,
     /// Kept on save; says how the peer should compute, or helps tools. Never changes results here.
     Hint,
-    /// Only the default is supported; anything else is an error.
+    /// Only null is supported; anything else is an error.
     Error,
 }
 
@@ -129,9 +129,11 @@ pub(super) fn check_known(family: &dyn ModelFamily, raw: &Map) -> Result<()> {
     let known = |name: &str| keys.iter().find(|k| k.name == name || k.aliases.contains(&name));
     for (name, value) in raw {
         match known(name) {
-            Some(k) if k.effect == Effect::Error && !is_unset(value) && value.to_string() != k.default => {
-                let why = format!("is {value}, which is not supported; supported: {} or null", k.default);
-                return Err(Error::config(name.as_str(), why));
+            Some(k) if k.effect == Effect::Error && !is_unset(value) => {
+                return Err(Error::config(
+                    name.as_str(),
+                    format!("is {value}, which is not supported; supported: null"),
+                ));
             }
             Some(_) => {}
             None if super::GENERIC_KEYS.contains(&name.as_str()) => {}
