@@ -34,7 +34,7 @@ const ORDERS: [usize; 3] = [3, 4, 5];
 /// Steps that are timed, after one that is not.
 const TIMED: u32 = 4;
 /// How long to train.
-const SECONDS: f64 = 140.0;
+const SECONDS: f64 = 130.0;
 
 /// Train a small Gated DeltaNet on Shakespeare and let it write: about three minutes
 ///
@@ -47,7 +47,7 @@ pub struct Quickstart {
     /// Continue an interrupted run, to the number of steps that it began with
     #[arg(long)]
     resume: bool,
-    /// Train about this long [default: 140]; the number of steps follows from the machine's speed
+    /// Train about this long [default: 130]; the number of steps follows from the machine's speed
     #[arg(long, value_name = "S", conflicts_with_all = ["steps", "resume"])]
     seconds: Option<f64>,
     /// Train exactly this many steps
