@@ -81,7 +81,7 @@ impl TokenizerError {
     pub fn is_usage(&self) -> bool {
         match self {
             TokenizerError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            TokenizerError::Train(_) => true,
+            TokenizerError::Train(_) | TokenizerError::Vocab { .. } => true,
             _ => false,
         }
     }

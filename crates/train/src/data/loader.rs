@@ -17,9 +17,9 @@ pub const IGNORE: i64 = -100;
 /// One batch of `seq_len * batch_size` tokens (fewer only at the end of data that does not repeat).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids, all segments one after the other: shape [total].
+    /// Token ids, all segments one after the other: shape `[total]`.
     pub tokens: Vec<u32>,
-    /// For each token the id of the token that follows it in its document, or [`IGNORE`]: shape [total]. Already shifted: the
+    /// For each token the id of the token that follows it in its document, or [`IGNORE`]: shape `[total]`. Already shifted: the
     /// label of a segment's last token is known where the document goes on.
     pub labels: Vec<i64>,
     /// Boundaries of the segments: starts at 0, ends at total, rises strictly.

@@ -32,8 +32,8 @@ struct Slot {
     master: Option<Tensor>,
 }
 
-/// What one step decided, as tensors on the parameters' device: `values` f64 [3] (norm before clipping, clip factor, 1 if applied)
-/// and `counters` i64 [3] (steps applied, steps skipped, steps skipped in a row until now).
+/// What one step decided, as tensors on the parameters' device: `values` f64 `[3]` (norm before clipping, clip factor, 1 if applied)
+/// and `counters` i64 `[3]` (steps applied, steps skipped, steps skipped in a row until now).
 #[derive(Debug, Clone)]
 pub struct StepStatus {
     values: Tensor,
