@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 
 use flashlin::{
     CONFIG_FILE, Config, Device, ForwardOptions, Input, Logits, Mode, Model, ModelState, StateKind,
-    find_family,
+    find_family, hub,
     tokenizer::Tokenizer,
     weights::{LoadOptions, WeightMap, load_into},
 };
@@ -189,10 +189,7 @@ fn config_file(path: &Path) -> std::path::PathBuf {
     if path.is_dir() { path.join(CONFIG_FILE) } else { path.to_path_buf() }
 }
 
-/// The folder of a checkpoint.
+/// The folder of a checkpoint given as a folder or a hub id.
 fn folder_of(model: &str) -> Result<std::path::PathBuf> {
-    match Path::new(model) {
-        dir if dir.is_dir() => Ok(dir.to_path_buf()),
-        _ => Err(Error::config("model.init", format!("{model} is not a folder"))),
-    }
+    Ok(hub::resolve(model, &hub::HubOptions::from_env()?)?)
 }

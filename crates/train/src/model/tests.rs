@@ -97,7 +97,7 @@ fn truncated_segments_carry_the_state_alone() {
         let (cut_loss, cut) = gradients(&model, &b, &how);
         let error = relative(&cut, &whole);
         assert!(
-            (cut_loss - loss).abs() < 1e-5 && error > 1e-3 && error < 0.5,
+            (cut_loss - loss).abs() < 1e-5 && error > 1e-4 && error < 1.0,
             "{overrides:?}: {loss} {cut_loss} {error}"
         );
         let exact = Trainable::check_exact_carry(&model);
