@@ -18,7 +18,7 @@ pub use heads::Heads;
 pub use linear::{Linear, LowRank};
 pub use mlp::GatedMlp;
 pub use norm::{MambaNorm, OutputNorm, RmsNorm};
-pub(crate) use recurrence::{Run, recurrent_spec, run_fields};
+pub(crate) use recurrence::{Run, mixer_state, recurrent_spec, run_fields};
 pub use rotary::Rotary;
 
 use crate::init::Dist;

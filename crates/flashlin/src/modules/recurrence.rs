@@ -3,6 +3,7 @@
 use flashlin_ops::{RecurrentState, SeqOutput, StateLayout};
 use flashlin_tensor::{DType, Var};
 
+use super::Stream;
 use crate::{
     Error, Result,
     layer::LayerCtx,
@@ -21,6 +22,17 @@ pub(crate) fn recurrent_spec(heads: usize, [k, v]: [usize; 2], dtype: DType) -> 
         dims: vec![heads, k, v],
         dtype: dtype.accumulator(),
     }
+}
+
+/// The state of a mixer that reads q, k and v from streams: the matrix state, then the convolutions'.
+pub(crate) fn mixer_state(
+    heads: usize,
+    dims: [usize; 2],
+    dtype: DType,
+    streams: [&Stream; 3],
+) -> Vec<StateSpec> {
+    let convs = streams.into_iter().filter_map(Stream::state_spec);
+    std::iter::once(recurrent_spec(heads, dims, dtype)).chain(convs).collect()
 }
 
 /// One call of a recurrence within a layer.

@@ -9,7 +9,7 @@ use crate::{
     config::BaseConfig,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{Activation, Heads, Linear, OutputNorm, Run, Stream, recurrent_spec, run_fields},
+    modules::{Activation, Heads, Linear, OutputNorm, Run, Stream, mixer_state, run_fields},
     state::StateSpec,
 };
 
@@ -136,9 +136,7 @@ impl Layer for DeltaNetMixer {
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {
-        let mut spec = vec![recurrent_spec(self.heads, self.dims, self.out.dtype())];
-        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
-        spec
+        mixer_state(self.heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
     fn describe(&self) -> String {

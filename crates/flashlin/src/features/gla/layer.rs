@@ -13,7 +13,7 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, LowRank, OutputNorm, Run, Stream, activate, activation, recurrent_spec,
+        Activation, Heads, Linear, LowRank, OutputNorm, Run, Stream, activate, activation, mixer_state,
         run_fields,
     },
     state::StateSpec,
@@ -86,9 +86,7 @@ impl Layer for GatedLinearAttention {
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {
-        let mut spec = vec![recurrent_spec(self.heads, self.dims, self.out.dtype())];
-        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
-        spec
+        mixer_state(self.heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
     fn describe(&self) -> String {

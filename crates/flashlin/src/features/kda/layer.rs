@@ -15,7 +15,7 @@ use crate::{
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, LowRank, OutputNorm, Run, STEP_INIT, Stream, recurrent_spec, run_fields,
+        Activation, Heads, Linear, LowRank, OutputNorm, Run, STEP_INIT, Stream, mixer_state, run_fields,
     },
     state::StateSpec,
 };
@@ -91,9 +91,7 @@ impl Layer for KimiDeltaAttention {
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {
-        let mut spec = vec![recurrent_spec(self.v_heads, self.dims, self.out.dtype())];
-        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
-        spec
+        mixer_state(self.v_heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
     fn describe(&self) -> String {

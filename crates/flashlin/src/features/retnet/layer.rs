@@ -10,7 +10,7 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, OutputNorm, Rotary, Run, Stream, activate, activation, recurrent_spec,
+        Activation, Heads, Linear, OutputNorm, Rotary, Run, Stream, activate, activation, mixer_state,
         run_fields,
     },
     state::StateSpec,
@@ -78,9 +78,7 @@ impl Layer for MultiScaleRetention {
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {
-        let mut spec = vec![recurrent_spec(self.heads, self.dims, self.out.dtype())];
-        spec.extend([&self.q, &self.k, &self.v].into_iter().filter_map(Stream::state_spec));
-        spec
+        mixer_state(self.heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
     fn describe(&self) -> String {
