@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flashlin_ops::{Mode, PackedSeqs};
-use flashlin_tensor::{DType, Device, Parameter, Tensor, Var};
+use flashlin_tensor::{DType, Device, Parameter, Tensor, Var, in_pool};
 
 use crate::{
     Error, Result,
@@ -255,6 +255,15 @@ impl Model {
     /// # Errors
     /// Wrong shapes, ids outside the vocabulary, boundaries or a state that do not fit.
     pub fn forward(
+        &self,
+        input: &Input,
+        state: Option<&mut ModelState>,
+        options: &ForwardOptions,
+    ) -> Result<Output> {
+        in_pool(|| self.run(input, state, options))
+    }
+
+    fn run(
         &self,
         input: &Input,
         mut state: Option<&mut ModelState>,

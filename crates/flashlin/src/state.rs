@@ -123,15 +123,14 @@ impl LayerState {
         Ok(())
     }
 
-    /// A recurrent state by name, with its layout.
+    /// Takes a recurrent state out, as [`LayerState::take`], with its layout.
     ///
     /// # Errors
     /// When the layer declares no such recurrent state.
-    pub fn recurrent(&mut self, name: &str) -> Result<RecurrentState> {
-        let slot = self.slot(name)?;
-        let layout =
-            slot.spec.layout.ok_or_else(|| Error::state(format!("`{name}` is no recurrent state")))?;
-        Ok(RecurrentState { value: slot.value.clone(), layout })
+    pub fn take_recurrent(&mut self, name: &str) -> Result<RecurrentState> {
+        let layout = self.slot(name)?.spec.layout;
+        let layout = layout.ok_or_else(|| Error::state(format!("`{name}` is no recurrent state")))?;
+        Ok(RecurrentState { value: self.take(name)?, layout })
     }
 }
 

@@ -15,6 +15,7 @@ mod linalg;
 pub mod loss;
 mod mode;
 pub mod norm;
+mod recurrence;
 mod registry;
 pub mod rope;
 mod rows;
@@ -27,6 +28,7 @@ mod testing;
 
 pub use flashlin_tensor::{Error, ErrorKind, Result};
 pub use mode::Mode;
+pub use recurrence::Recurrence;
 pub use registry::{OPS, OpInfo, find_op};
 pub use seqs::PackedSeqs;
 pub use state::{RecurrentState, SeqOutput, StateLayout};

@@ -22,7 +22,9 @@ mod storage;
 mod tensor;
 mod view;
 
-pub use autograd::{Backward, BackwardCtx, Gradients, Parameter, Var, checkpoint, grad_enabled, no_grad};
+pub use autograd::{
+    Backward, BackwardCtx, Gradients, Parameter, Var, checkpoint, grad_enabled, in_pool, no_grad,
+};
 pub use device::Device;
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, ErrorKind, Result};

@@ -6,7 +6,7 @@ use flashlin_ops::{
 };
 use flashlin_tensor::{DType, Tensor, Var};
 
-use super::{Heads, Linear, RmsNorm, Rotary};
+use super::{Heads, Linear, RmsNorm, Rotary, linears};
 use crate::{
     Error, Result,
     config::AttentionSpec,
@@ -136,9 +136,10 @@ impl Attention {
 
 impl Layer for Attention {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let mut q = self.q.forward(x)?.heads(self.options.heads)?;
-        let mut k = self.k.forward(x)?.heads(self.options.kv_heads)?;
-        let v = self.v.forward(x)?.heads(self.options.kv_heads)?;
+        let ([q, k, v], []) = linears(x, [&self.q, &self.k, &self.v], [])?;
+        let mut q = q.heads(self.options.heads)?;
+        let mut k = k.heads(self.options.kv_heads)?;
+        let v = v.heads(self.options.kv_heads)?;
         if let Some((q_norm, k_norm)) = &self.norms {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }

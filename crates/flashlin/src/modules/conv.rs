@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flashlin_ops::{
     activation::{Activation, activate},
-    conv::{ConvArgs, short_conv},
+    conv::{ConvArgs, short_conv, short_conv_on},
 };
 use flashlin_tensor::{DType, Parameter, Var};
 
@@ -65,23 +65,22 @@ impl Conv1d {
     /// When the number of channels differs.
     pub fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         let (weight, bias) = (self.weight.var(), self.bias.as_ref().map(|b| b.var()));
-        let first = ctx.state.as_deref_mut().map(|s| s.get(self.state)).transpose()?;
         // The operator fuses silu; others follow it.
         let fused = self.activation.filter(|a| *a == Activation::Silu);
-        let out = short_conv(&ConvArgs {
-            bias: bias.as_ref(),
-            activation: fused,
-            initial_state: first.as_ref(),
-            seqs: ctx.seqs,
-            final_state: first.is_some(),
-            ..ConvArgs::new(x, &weight)
-        })?;
-        if let (Some(state), Some(last)) = (ctx.state.as_deref_mut(), out.final_state) {
-            state.set(self.state, last)?;
-        }
+        let args =
+            ConvArgs { bias: bias.as_ref(), activation: fused, seqs: ctx.seqs, ..ConvArgs::new(x, &weight) };
+        let y = match ctx.state.as_deref_mut() {
+            None => short_conv(&args)?.y,
+            Some(state) => {
+                let mut last = state.take(self.state)?;
+                let y = short_conv_on(&args, &mut last)?;
+                state.set(self.state, last)?;
+                y
+            }
+        };
         match self.activation {
-            Some(act) if fused.is_none() => Ok(activate(&out.y, act)?),
-            _ => Ok(out.y),
+            Some(act) if fused.is_none() => Ok(activate(&y, act)?),
+            _ => Ok(y),
         }
     }
 }
@@ -121,12 +120,16 @@ impl Stream {
         Ok(Stream { proj, conv, activation: plain_act })
     }
 
-    /// `[B, T, in]` to `[B, T, out]`.
+    /// The projection.
+    pub fn proj(&self) -> &Linear {
+        &self.proj
+    }
+
+    /// What follows the projection: `y` `[B, T, out]` to the same shape.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let y = self.proj.forward(x)?;
+    pub fn finish(&self, y: Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         match (&self.conv, self.activation) {
             (Some(conv), _) => conv.forward(&y, ctx),
             (None, Some(act)) => Ok(activate(&y, act)?),

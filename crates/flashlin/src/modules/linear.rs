@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flashlin_tensor::{DType, Parameter, Var};
 
 use crate::{
-    Result,
+    Error, Result,
     init::{Dist, Init, Role},
 };
 
@@ -39,7 +39,10 @@ impl Linear {
     /// # Errors
     /// When the last dimension is not `in`.
     pub fn forward(&self, x: &Var) -> Result<Var> {
-        let y = x.linear(&self.weight.var())?;
+        self.add_bias(x.linear(&self.weight.var())?)
+    }
+
+    fn add_bias(&self, y: Var) -> Result<Var> {
         match &self.bias {
             Some(b) => Ok(y.add(&b.var())?),
             None => Ok(y),
@@ -55,6 +58,31 @@ impl Linear {
     pub fn dtype(&self) -> DType {
         self.weight.dtype()
     }
+}
+
+/// Several maps of one input, the second group as far as there: in a decode step one pass over all weights.
+///
+/// # Errors
+/// When the last dimension does not fit a map.
+pub fn linears<const N: usize, const M: usize>(
+    x: &Var,
+    always: [&Linear; N],
+    optional: [Option<&Linear>; M],
+) -> Result<([Var; N], [Option<Var>; M])> {
+    let maps = || always.into_iter().chain(optional.into_iter().flatten());
+    let weights: Vec<Var> = maps().map(|m| m.weight.var()).collect();
+    let products = x.linear_many(&weights.iter().collect::<Vec<_>>())?;
+    let mut outputs =
+        maps().zip(products).map(|(map, y)| map.add_bias(y)).collect::<Result<Vec<_>>>()?.into_iter();
+    let mut next = || outputs.next().ok_or_else(|| Error::state("a linear map gave no output"));
+    let first = always.map(|_| next());
+    let second = optional.map(|m| m.map(|_| next()).transpose());
+    Ok((all(first)?, all(second)?))
+}
+
+fn all<T, const N: usize>(results: [Result<T>; N]) -> Result<[T; N]> {
+    let values = results.into_iter().collect::<Result<Vec<T>>>()?;
+    values.try_into().map_err(|_| Error::state("a linear map gave no output"))
 }
 
 /// Two linear maps through a bottleneck; keys `0` and `1` as in a Python `Sequential`.
@@ -81,5 +109,15 @@ impl LowRank {
     /// When the last dimension is not `in`.
     pub fn forward(&self, x: &Var) -> Result<Var> {
         self.up.forward(&self.down.forward(x)?)
+    }
+
+    /// The first map.
+    pub fn down(&self) -> &Linear {
+        &self.down
+    }
+
+    /// The second map.
+    pub fn up(&self) -> &Linear {
+        &self.up
     }
 }

@@ -3,7 +3,7 @@
 use flashlin_ops::activation::swiglu;
 use flashlin_tensor::Var;
 
-use super::Linear;
+use super::{Linear, linears};
 use crate::{
     Result,
     config::BaseConfig,
@@ -37,7 +37,8 @@ impl GatedMlp {
 
 impl Layer for GatedMlp {
     fn forward(&self, x: &Var, _ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        self.down.forward(&swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?)
+        let ([gate, up], []) = linears(x, [&self.gate, &self.up], [])?;
+        self.down.forward(&swiglu(&gate, &up)?)
     }
 
     fn describe(&self) -> String {

@@ -15,10 +15,10 @@ pub use attention::{Attention, AttentionOptions};
 pub use conv::{Conv1d, Stream};
 pub use flashlin_ops::activation::{Activation, activate};
 pub use heads::Heads;
-pub use linear::{Linear, LowRank};
+pub use linear::{Linear, LowRank, linears};
 pub use mlp::GatedMlp;
 pub use norm::{MambaNorm, OutputNorm, RmsNorm};
-pub(crate) use recurrence::{Run, mixer_state, recurrent_spec, run_fields};
+pub(crate) use recurrence::{mixer_state, recur, recurrent_spec};
 pub use rotary::Rotary;
 
 use crate::init::Dist;

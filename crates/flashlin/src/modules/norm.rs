@@ -10,7 +10,7 @@ use flashlin_tensor::{Parameter, Var};
 
 use super::{Heads, Linear, LowRank};
 use crate::{
-    Result,
+    Error, Result,
     config::BaseConfig,
     init::{Dist, Init, Role},
 };
@@ -112,15 +112,25 @@ impl OutputNorm {
         Ok(OutputNorm { norm, gate: Gate::LowRank(proj, Activation::Sigmoid), heads })
     }
 
-    /// `o` `[B, T, H, V]` and the layer's input `x` `[B, T, D]` to `[B, T, H V]`.
+    /// The map of the layer's input that [`OutputNorm::forward`] wants the result of, where there is a gate.
+    pub fn gate_proj(&self) -> Option<&Linear> {
+        match &self.gate {
+            Gate::None => None,
+            Gate::Full(proj, _) => Some(proj),
+            Gate::LowRank(proj, _) => Some(proj.down()),
+        }
+    }
+
+    /// `o` `[B, T, H, V]` and what [`OutputNorm::gate_proj`] made of the layer's input to `[B, T, H V]`.
     ///
     /// # Errors
-    /// When shapes do not fit.
-    pub fn forward(&self, o: &Var, x: &Var) -> Result<Var> {
+    /// When shapes do not fit, or the projected gate is missing.
+    pub fn forward(&self, o: &Var, gate: Option<Var>) -> Result<Var> {
+        let missing = || Error::state("the output gate was not projected");
         let (gate, activation) = match &self.gate {
             Gate::None => return self.norm.forward(o)?.merge_heads(),
-            Gate::Full(proj, act) => (proj.forward(x)?, *act),
-            Gate::LowRank(proj, act) => (proj.forward(x)?, *act),
+            Gate::Full(_, act) => (gate.ok_or_else(missing)?, *act),
+            Gate::LowRank(proj, act) => (proj.up().forward(&gate.ok_or_else(missing)?)?, *act),
         };
         self.norm.gated(o, &gate.heads(self.heads)?, activation)?.merge_heads()
     }

@@ -1,11 +1,11 @@
-//! The recurrent state on its way through a mixer: taken from the context before the operator, put back after.
+//! The recurrent state on its way through a mixer: taken out of the context before the operator, put back after.
 
-use flashlin_ops::{RecurrentState, SeqOutput, StateLayout};
+use flashlin_ops::{Recurrence, StateLayout};
 use flashlin_tensor::{DType, Var};
 
 use super::Stream;
 use crate::{
-    Error, Result,
+    Result,
     layer::LayerCtx,
     state::{StateKind, StateSpec},
 };
@@ -35,37 +35,14 @@ pub(crate) fn mixer_state(
     std::iter::once(recurrent_spec(heads, dims, dtype)).chain(convs).collect()
 }
 
-/// One call of a recurrence within a layer.
-pub(crate) struct Run {
-    pub initial: Option<RecurrentState>,
-    pub layout: StateLayout,
+/// Runs a recurrence within a layer: from the context's state, which it leaves advanced. Returns `[B, T, H, V]`.
+pub(crate) fn recur<'a>(mut args: impl Recurrence<'a>, ctx: &'a mut LayerCtx<'_>) -> Result<Var> {
+    let LayerCtx { seqs, mode, state, .. } = ctx;
+    args.within(*seqs, *mode, LAYOUT);
+    let Some(slot) = state.as_deref_mut() else { return Ok(args.run(None)?) };
+    // Taken out, so that nobody else holds the values and a step can update them where they lie.
+    let mut state = slot.take_recurrent(NAME)?;
+    let o = args.run(Some(&mut state))?;
+    slot.set(NAME, state.value)?;
+    Ok(o)
 }
-
-impl Run {
-    /// Takes the state to continue from.
-    pub fn begin(ctx: &mut LayerCtx<'_>) -> Result<Self> {
-        let initial = ctx.state.as_deref_mut().map(|s| s.recurrent(NAME)).transpose()?;
-        Ok(Run { initial, layout: LAYOUT })
-    }
-
-    /// Puts the final state back and returns the outputs `[B, T, H, V]`.
-    pub fn end(&self, ctx: &mut LayerCtx<'_>, out: SeqOutput) -> Result<Var> {
-        if let Some(state) = ctx.state.as_deref_mut() {
-            let last = out.final_state.ok_or_else(|| Error::state("the operator returned no final state"))?;
-            state.set(NAME, last.value)?;
-        }
-        Ok(out.o)
-    }
-}
-
-/// Fills the fields that the arguments of all recurrences share.
-macro_rules! run_fields {
-    ($args:ident, $run:ident, $ctx:ident) => {
-        $args.initial_state = $run.initial.as_ref();
-        $args.output_final_state = $ctx.state.is_some();
-        $args.layout = $run.layout;
-        $args.seqs = $ctx.seqs;
-        $args.mode = $ctx.mode;
-    };
-}
-pub(crate) use run_fields;

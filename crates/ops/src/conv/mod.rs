@@ -6,7 +6,7 @@ mod step;
 mod tests;
 
 use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
-pub use step::{ConvStep, conv_step};
+pub use step::{ConvStep, conv_step, short_conv_on};
 
 use crate::{
     OpInfo, PackedSeqs,

@@ -1,12 +1,16 @@
 //! The decode form: one token for each row, with the state updated where it lies.
 
-use flashlin_tensor::{DType, Element, Error, Real, Result, Tensor, cpu::math};
+use flashlin_tensor::{
+    DType, Element, Error, Real, Result, Tensor, Var,
+    cpu::{math, vectorized},
+};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{OP, is_silu, weight_dims};
+use super::{ConvArgs, OP, is_silu, short_conv, weight_dims};
 use crate::{
     activation::Activation,
+    recurrence::{by_rows, recorded, single_tokens},
     rows::{Rows, RowsMut, check_dims, opt_to_real, to_real, with_rows},
 };
 
@@ -61,6 +65,50 @@ pub fn conv_step(args: &ConvStep, state: &mut Tensor, out: &mut Tensor) -> Resul
     }
 }
 
+/// As [`short_conv`] from `state`, which it leaves after the last token of every sequence. One token for each row that
+/// has one is written where the state lies, if nothing is recorded and nobody else holds the state.
+///
+/// # Errors
+/// As [`short_conv`]; `args` must not bring or ask for a state of its own. After an error the state may be lost.
+pub fn short_conv_on(args: &ConvArgs, state: &mut Var) -> Result<Var> {
+    if args.initial_state.is_some() || args.final_state {
+        return Err(Error::invalid(OP, "initial_state", "is given twice: the state itself is both"));
+    }
+    if let Some(y) = step_on(args, state)? {
+        return Ok(y);
+    }
+    let out = short_conv(&ConvArgs { initial_state: Some(&*state), final_state: true, ..*args })?;
+    let missing = || Error::invalid(OP, "final_state", "was asked for but not returned");
+    *state = out.final_state.ok_or_else(missing)?;
+    Ok(out.y)
+}
+
+fn step_on(args: &ConvArgs, state: &mut Var) -> Result<Option<Var>> {
+    let [batch, len, _] = *args.x.dims() else { return Ok(None) };
+    let Some(slots) = single_tokens(args.seqs, batch, len) else { return Ok(None) };
+    let inputs = [Some(args.x), Some(args.weight), args.bias, args.residual];
+    if recorded(inputs.into_iter().flatten()) {
+        return Ok(None);
+    }
+    let rows = args.seqs.map_or(batch, |s| s.len());
+    let (d, w) = weight_dims(args.weight.tensor())?;
+    check_dims(OP, "initial_state", state.tensor(), &[rows, d, w])?;
+    let Some(state) = state.exclusive_mut() else { return Ok(None) };
+    let packed = args.seqs.is_some();
+    let residual = args.residual.map(|r| by_rows(r.tensor(), packed)).transpose()?;
+    let step = ConvStep {
+        x: &by_rows(args.x.tensor(), packed)?,
+        weight: args.weight.tensor(),
+        bias: args.bias.map(Var::tensor),
+        activation: args.activation,
+        residual: residual.as_ref(),
+        slots: Some(&slots),
+    };
+    let mut out = Tensor::empty(step.x.dims(), args.x.dtype(), &args.x.device())?;
+    conv_step(&step, state, &mut out)?;
+    Ok(Some(out.reshape(args.x.dims())?.into()))
+}
+
 /// The rows of the pool that `slots` names, in that order.
 fn pick<'a, E>(pool: &'a mut [E], row: usize, slots: &[usize]) -> Result<Vec<&'a mut [E]>> {
     let mut rows: Vec<Option<&mut [E]>> = pool.chunks_exact_mut(row.max(1)).map(Some).collect();
@@ -95,16 +143,19 @@ fn run<E: Element, R: Real>(
         let mut y = bias.clone().unwrap_or_else(|| vec![R::ZERO; d]);
         let x = xs.row(i, &mut buf);
         match w {
-            4 => taps::<E, R>(&mut y, x, state.as_chunks_mut::<4>().0, weight.as_chunks::<4>().0),
-            3 => taps::<E, R>(&mut y, x, state.as_chunks_mut::<3>().0, weight.as_chunks::<3>().0),
-            2 => taps::<E, R>(&mut y, x, state.as_chunks_mut::<2>().0, weight.as_chunks::<2>().0),
+            4 => advance::<E, R, 4>(&mut y, x, state.as_chunks_mut().0, weight.as_chunks().0),
+            3 => advance::<E, R, 3>(&mut y, x, state.as_chunks_mut().0, weight.as_chunks().0),
+            2 => advance::<E, R, 2>(&mut y, x, state.as_chunks_mut().0, weight.as_chunks().0),
             _ => {
                 let each = state.chunks_exact_mut(w).zip(weight.chunks_exact(w));
-                y.iter_mut().zip(x).zip(each).for_each(|((y, &x), (s, w))| *y += tap(x, s, w));
+                y.iter_mut().zip(x).zip(each).for_each(|((y, &x), (s, w))| tap(y, x, s, w));
             }
         }
         if silu {
-            y.iter_mut().for_each(|y| *y = math::silu(*y));
+            vectorized(
+                #[inline(always)]
+                || y.iter_mut().for_each(|y| *y = math::silu(*y)),
+            );
         }
         if let Some(r) = &rs {
             y.iter_mut().zip(r.row(i, &mut buf)).for_each(|(y, &r)| *y += r);
@@ -114,26 +165,32 @@ fn run<E: Element, R: Real>(
     Ok(())
 }
 
-fn taps<E: Element, R: Real>(
+/// All channels, with the number of taps known to the compiler.
+fn advance<E: Element, R: Real, const W: usize>(
     y: &mut [R],
     x: &[R],
-    state: &mut [impl AsMut<[E]>],
-    weight: &[impl AsRef<[R]>],
+    state: &mut [[E; W]],
+    weight: &[[R; W]],
 ) {
-    for ((y, &x), (s, w)) in y.iter_mut().zip(x).zip(state.iter_mut().zip(weight)) {
-        *y += tap(x, s.as_mut(), w.as_ref());
-    }
+    vectorized(
+        #[inline(always)]
+        || {
+            let each = state.iter_mut().zip(weight);
+            y.iter_mut().zip(x).zip(each).for_each(|((y, &x), (s, w))| tap(y, x, s, w));
+        },
+    );
 }
 
-/// Shifts one channel's inputs by one and gives their weighted sum.
+/// Adds one channel's weighted sum to `y`, oldest input first, and shifts its inputs by one.
 #[inline(always)]
-fn tap<E: Element, R: Real>(x: R, state: &mut [E], weight: &[R]) -> R {
+fn tap<E: Element, R: Real>(y: &mut R, x: R, state: &mut [E], weight: &[R]) {
     let last = state.len() - 1;
-    state.copy_within(1.., 0);
-    let mut z = weight[last] * x;
-    for (&s, &w) in state[..last].iter().zip(weight) {
-        z += w * if R::DTYPE == DType::F64 { R::from_f64(s.to_f64()) } else { R::from_f32(s.to_f32()) };
+    for j in 0..last {
+        let s = state[j + 1];
+        state[j] = s;
+        *y += weight[j]
+            * if R::DTYPE == DType::F64 { R::from_f64(s.to_f64()) } else { R::from_f32(s.to_f32()) };
     }
     state[last] = if R::DTYPE == DType::F64 { E::from_f64(x.to_f64()) } else { E::from_f32(x.to_f32()) };
-    z
+    *y += weight[last] * x;
 }

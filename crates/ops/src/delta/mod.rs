@@ -5,6 +5,7 @@ mod conform;
 mod cpu;
 mod flops;
 pub mod reference;
+mod resume;
 mod run;
 mod step;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub use args::{DeltaArgs, DeltaGate, EraseOrder, GateActivation};
 pub use conform::Conformance;
 use flashlin_tensor::{DType, Result};
 pub use flops::chunk_matrix_flops;
+pub use resume::delta_step_on;
 pub use step::{DeltaStep, StepInputs};
 
 use crate::{Mode, OpInfo, SeqOutput};

@@ -108,7 +108,7 @@ impl Call {
 
 /// Position of each optional input among the op's inputs.
 #[derive(Clone, Copy, Default)]
-struct Slots {
+pub(super) struct Slots {
     erase: Option<usize>,
     beta: Option<usize>,
     gate: Option<usize>,
@@ -118,7 +118,7 @@ struct Slots {
     count: usize,
 }
 
-fn op_inputs<'a>(a: &DeltaArgs<'a>) -> (Vec<&'a Var>, Slots) {
+pub(super) fn op_inputs<'a>(a: &DeltaArgs<'a>) -> (Vec<&'a Var>, Slots) {
     let (gate, act) = match a.gate {
         DeltaGate::None => (None, None),
         DeltaGate::Scalar { g, activation } | DeltaGate::Channel { g, activation } => (Some(g), activation),

@@ -33,6 +33,7 @@ pub struct StepInputs<'a> {
 pub struct DeltaStep {
     op: &'static str,
     spec: Spec,
+    layout: StateLayout,
     strides: StateStrides,
     gate: GateParams<f32>,
     has_erase: bool,
@@ -83,6 +84,7 @@ impl DeltaStep {
         Ok(DeltaStep {
             op: call.op,
             spec,
+            layout: args.layout,
             strides,
             gate: call.gate_params()?,
             has_erase: call.erase.is_some(),
@@ -92,9 +94,14 @@ impl DeltaStep {
         })
     }
 
+    /// Shape of the pool.
+    pub fn pool_dims(&self) -> [usize; 4] {
+        self.layout.dims(self.row_of.len(), self.spec.hv, self.spec.k, self.spec.v)
+    }
+
     /// Elements of the pool.
     pub fn pool_len(&self) -> usize {
-        self.row_of.len() * self.spec.hv * self.spec.k * self.spec.v
+        self.pool_dims().iter().product()
     }
 
     /// One token for each row: `slots[r]` is the slot of row r. Updates those states in `pool` and writes `out`

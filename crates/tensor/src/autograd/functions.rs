@@ -378,6 +378,19 @@ impl Var {
         }))
     }
 
+    /// Several linear layers of one input; see [`Tensor::linear_many`].
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn linear_many(&self, weights: &[&Var]) -> Result<Vec<Var>> {
+        let recorded = super::grad_enabled() && (self.is_tracked() || weights.iter().any(|w| w.is_tracked()));
+        if recorded {
+            return weights.iter().map(|w| self.linear(w)).collect();
+        }
+        let weights: Vec<&Tensor> = weights.iter().map(|w| w.tensor()).collect();
+        Ok(self.tensor().linear_many(&weights)?.into_iter().map(Var::constant).collect())
+    }
+
     /// Rows `index` (i64 or i32) of dimension 0: an embedding lookup.
     ///
     /// # Errors

@@ -157,6 +157,19 @@ pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Runs `f` on a thread of the pool, with the calling thread's mode of recording. Work that starts many short parallel
+/// loops, as a decode step does, then takes part in them instead of sleeping until each is done.
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() {
+        return f();
+    }
+    let recording = grad_enabled();
+    rayon::scope(|_| {
+        let _mode = GradMode::set(recording);
+        f()
+    })
+}
+
 impl Var {
     /// A value that wants no gradient.
     pub fn constant(tensor: Tensor) -> Var {
@@ -177,6 +190,13 @@ impl Var {
     /// The array, by value.
     pub fn into_tensor(self) -> Tensor {
         self.tensor
+    }
+
+    /// The array, for writing in place; None where somebody else could see it: its history, or another holder of the
+    /// storage.
+    pub fn exclusive_mut(&mut self) -> Option<&mut Tensor> {
+        let own = !self.is_tracked() && self.tensor.is_contiguous() && self.tensor.is_unique();
+        if own { Some(&mut self.tensor) } else { None }
     }
 
     /// True when a gradient would flow back from here.

@@ -12,7 +12,8 @@ pub fn exp_f32(x: f32) -> f32 {
     const LN2_LO: f32 = -2.121_944_4e-4;
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest integer
     let c = x.clamp(-87.336, 88.722);
-    let n = (c * LOG2E + ROUND) - ROUND;
+    let shifted = c * LOG2E + ROUND;
+    let n = shifted - ROUND;
     let r = (c - n * LN2_HI) - n * LN2_LO;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_199_9e-3;
@@ -21,10 +22,12 @@ pub fn exp_f32(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let y = (p * r * r + r) + 1.0;
-    // 2^n in two factors, so that n = 128 does not overflow before the product.
-    let half = (n as i32) >> 1;
-    let pow2 = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
-    let y = y * pow2(half) * pow2(n as i32 - half);
+    // The integer is in the low bits of `shifted` (a cast would saturate, which costs). 2^n in two factors, so that
+    // n = 128 does not overflow before the product.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    let pow2 = |e: i32| f32::from_bits((e.wrapping_add(127) as u32) << 23);
+    let y = y * pow2(half) * pow2(n.wrapping_sub(half));
     let y = if x < -87.336 { 0.0 } else { y };
     let y = if x > 88.722_83 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }

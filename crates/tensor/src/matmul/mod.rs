@@ -89,7 +89,7 @@ impl Tensor {
         if let Some(w) = thin_weight(m, rhs) {
             let x = self.contiguous()?;
             up_to_f32!(x.dtype, X => up_to_f32!(w.dtype, W => up_to_f32!(dtype, O => {
-                thin::<X, W, O>(&x, &w, &mut out)?
+                thin::<X, W, O>(&x, &[&w], std::slice::from_mut(&mut out))?
             })));
             return Ok(out);
         }
@@ -143,6 +143,37 @@ impl Tensor {
         y.reshape(&dims)
     }
 
+    /// Several linear layers of one input: as [`Tensor::linear`] with each weight, to the bit. Few rows (a decode step)
+    /// make one pass over all weights, which keeps the memory busier than one after the other.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn linear_many(&self, weights: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let Some(&k) = self.dims().last() else {
+            return Err(Error::shape("linear", "x", self.dims(), "[.., in]"));
+        };
+        let rows = self.numel() / k.max(1);
+        let one_pass = |w: &Tensor| {
+            w.rank() == 2 && w.dim(1) == k && w.dim(0) > 0 && w.strides()[1] == 1 && w.dtype == self.dtype
+        };
+        let half_or_f32 = self.dtype.is_half() || self.dtype == DType::F32;
+        let few =
+            (1..=thin::MAX_ROWS).contains(&rows) && k > 0 && half_or_f32 && self.device() == Device::Cpu;
+        if weights.len() < 2 || !few || !weights.iter().all(|w| one_pass(w)) {
+            return weights.iter().map(|w| self.linear(w)).collect();
+        }
+        weights.iter().try_for_each(|w| self.same_device("linear", w))?;
+        let mut dims = self.dims().to_vec();
+        let mut outs = Vec::with_capacity(weights.len());
+        for w in weights {
+            dims[self.rank() - 1] = w.dim(0);
+            outs.push(Tensor::empty(&dims, self.dtype, &self.device())?);
+        }
+        let x = self.contiguous()?;
+        up_to_f32!(x.dtype, X => thin::<X, X, X>(&x, weights, &mut outs)?);
+        Ok(outs)
+    }
+
     /// An identity matrix.
     ///
     /// # Errors
@@ -179,22 +210,32 @@ fn thin_weight(m: usize, rhs: &Tensor) -> Option<Tensor> {
     if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
 }
 
-fn thin<X: Stored, W: Stored, O: Stored>(x: &Tensor, w: &Tensor, out: &mut Tensor) -> Result<()> {
-    let rows = thin::WeightRows {
-        data: w.strided::<W>()?.data,
-        rows: w.dim(0),
-        k: w.dim(1),
-        stride: w.strides()[0],
-    };
-    let (x, out) = (x.as_slice::<X>()?, out.as_mut_slice::<O>()?);
+/// x [rows, k] times each weight [n, k] transposed, into outputs [rows, n] of one dtype.
+fn thin<X: Stored, W: Stored, O: Stored>(x: &Tensor, weights: &[&Tensor], outs: &mut [Tensor]) -> Result<()> {
+    fn rows<W: Stored>(w: &Tensor) -> Result<thin::WeightRows<'_, W>> {
+        let data = w.strided::<W>()?.data;
+        Ok(thin::WeightRows { data, rows: w.dim(0), k: w.dim(1), stride: w.strides()[0] })
+    }
+    let weights = weights.iter().map(|w| rows::<W>(w)).collect::<Result<Vec<_>>>()?.into_iter();
+    let x = x.as_slice::<X>()?;
     if O::DTYPE == DType::F32 {
-        thin::product(x, rows, bytemuck::cast_slice_mut(out));
+        let outs = outs.iter_mut().map(|o| o.as_mut_slice::<f32>()).collect::<Result<Vec<_>>>()?;
+        let parts = weights.zip(outs).map(|(weight, out)| thin::Part { weight, out });
+        thin::products(x, &mut parts.collect::<Vec<_>>());
         return Ok(());
     }
-    let mut sums = HostBuffer::scratch(out.len() * 4)?;
-    let sums = bytemuck::cast_slice_mut::<u8, f32>(sums.bytes_mut());
-    thin::product(x, rows, sums);
-    O::narrow(sums, out);
+    let mut sums = HostBuffer::scratch(outs.iter().map(Tensor::numel).sum::<usize>() * 4)?;
+    let mut rest = bytemuck::cast_slice_mut::<u8, f32>(sums.bytes_mut());
+    let mut parts = Vec::with_capacity(outs.len());
+    for (weight, out) in weights.zip(outs.iter()) {
+        let (mine, after) = rest.split_at_mut(out.numel());
+        parts.push(thin::Part { weight, out: mine });
+        rest = after;
+    }
+    thin::products(x, &mut parts);
+    for (part, out) in parts.iter().zip(outs) {
+        O::narrow(part.out, out.as_mut_slice::<O>()?);
+    }
     Ok(())
 }
 

@@ -207,3 +207,28 @@ fn slices_accumulate_in_f32_with_gaps_between_rows() {
     let i = Matrix { data: &[1i64], rows: 1, cols: 1, row_stride: 1, col_stride: 1 };
     assert!(gemm_f32_into(&mut [0.0], 1, false, i, i, false).is_err());
 }
+
+#[test]
+fn linear_many_is_linear_of_each() {
+    let normal = |stream, dims: &[usize], dtype| {
+        Philox::new(5, stream).randn(0.0, 1.0, dims, dtype, &Device::Cpu).unwrap()
+    };
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+        // Few rows and many; widths on both sides of what one thread reads alone; a view of a larger weight.
+        for (rows, k) in [(1, 70), (3, 768), (16, 40), (17, 40)] {
+            let x = normal(0, &[1, rows, k], dtype);
+            let wide = normal(1, &[90, k + 8], dtype).narrow(1, 3, k).unwrap();
+            let ws = [wide, normal(2, &[1, k], dtype), normal(3, &[333, k], dtype)];
+            let got = x.linear_many(&ws.each_ref()).unwrap();
+            for (y, w) in got.iter().zip(&ws) {
+                let want = x.linear(w).unwrap();
+                assert_eq!(y.dims(), want.dims());
+                assert_eq!(y.to_f64_vec().unwrap(), want.to_f64_vec().unwrap(), "{dtype} {rows} {k}");
+            }
+        }
+    }
+    let z = |d: &[usize]| Tensor::zeros(d, DType::F32, &Device::Cpu).unwrap();
+    assert!(z(&[2, 3]).linear_many(&[&z(&[4, 3]), &z(&[4, 2])]).is_err());
+    assert_eq!(z(&[0, 3]).linear_many(&[&z(&[4, 3]), &z(&[5, 3])]).unwrap()[1].dims(), [0, 5]);
+    assert!(z(&[2, 3]).linear_many(&[]).unwrap().is_empty());
+}

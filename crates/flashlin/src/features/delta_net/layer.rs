@@ -1,6 +1,6 @@
 //! The mixer of DeltaNet.
 
-use flashlin_ops::delta::{DeltaArgs, delta_rule};
+use flashlin_ops::delta::DeltaArgs;
 use flashlin_tensor::{Tensor, Var};
 
 use super::DeltaNetKeys;
@@ -9,7 +9,7 @@ use crate::{
     config::BaseConfig,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{Activation, Heads, Linear, OutputNorm, Run, Stream, mixer_state, run_fields},
+    modules::{Activation, Heads, Linear, OutputNorm, Stream, linears, mixer_state, recur},
     state::StateSpec,
 };
 
@@ -106,33 +106,27 @@ impl DeltaNetMixer {
             dims: [kd / h, vd / h],
         })
     }
-
-    /// The logit of the write strength, or the strength 1 where it is not learned.
-    fn beta(&self, x: &Var) -> Result<Var> {
-        match &self.beta {
-            Some(b) => b.forward(x),
-            None => Ok(Tensor::ones(&[x.dim(0), x.dim(1), self.heads], x.dtype(), &x.device())?.into()),
-        }
-    }
 }
 
 impl Layer for DeltaNetMixer {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let mut q = self.qk_activation.apply(&self.q.forward(x, ctx)?.heads(self.heads)?)?;
-        let mut k = self.qk_activation.apply(&self.k.forward(x, ctx)?.heads(self.heads)?)?;
-        let v = self.v.forward(x, ctx)?.heads(self.heads)?;
+        let maps = [self.q.proj(), self.k.proj(), self.v.proj()];
+        let ([q, k, v], [beta, gate]) = linears(x, maps, [self.beta.as_ref(), self.norm.gate_proj()])?;
+        let mut q = self.qk_activation.apply(&self.q.finish(q, ctx)?.heads(self.heads)?)?;
+        let mut k = self.qk_activation.apply(&self.k.finish(k, ctx)?.heads(self.heads)?)?;
+        let v = self.v.finish(v, ctx)?.heads(self.heads)?;
         if self.qk_norm == QkNorm::Sum {
             (q, k) = (q.div(&q.sum(&[3], true)?)?, k.div(&k.sum(&[3], true)?)?);
         }
-        let beta = self.beta(x)?;
+        // A strength that is not learned is 1.
+        let ones = || Tensor::ones(&[x.dim(0), x.dim(1), self.heads], x.dtype(), &x.device());
+        let beta = beta.map_or_else(|| ones().map(Var::from), Ok)?;
         let mut args = DeltaArgs::delta_rule(&q, &k, &v, &beta);
         args.beta_sigmoid = self.beta.is_some();
         args.allow_neg_eigval = self.neg_eigval;
         args.qk_l2norm = self.qk_norm == QkNorm::L2;
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let o = run.end(ctx, delta_rule(args)?)?;
-        self.out.forward(&self.norm.forward(&o, x)?)
+        let o = recur(args, ctx)?;
+        self.out.forward(&self.norm.forward(&o, gate)?)
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {

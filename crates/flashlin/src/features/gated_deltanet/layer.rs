@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flashlin_ops::{
-    delta::{DeltaArgs, DeltaGate, GateActivation, delta_rule},
+    delta::{DeltaArgs, DeltaGate, GateActivation},
     gate::DecayGate,
 };
 use flashlin_tensor::{Parameter, Var};
@@ -15,8 +15,8 @@ use crate::{
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, OutputNorm, Run, STEP_INIT, Stream, gate_activation, mixer_state,
-        run_fields,
+        Activation, Heads, Linear, OutputNorm, STEP_INIT, Stream, gate_activation, linears, mixer_state,
+        recur,
     },
     state::StateSpec,
 };
@@ -70,10 +70,11 @@ impl GatedDeltaNetMixer {
 
 impl Layer for GatedDeltaNetMixer {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let q = self.q.forward(x, ctx)?.heads(self.heads)?;
-        let k = self.k.forward(x, ctx)?.heads(self.heads)?;
-        let v = self.v.forward(x, ctx)?.heads(self.v_heads)?;
-        let (a, beta) = (self.a.forward(x)?, self.b.forward(x)?);
+        let maps = [self.q.proj(), self.k.proj(), self.v.proj(), &self.a, &self.b];
+        let ([q, k, v, a, beta], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
+        let q = self.q.finish(q, ctx)?.heads(self.heads)?;
+        let k = self.k.finish(k, ctx)?.heads(self.heads)?;
+        let v = self.v.finish(v, ctx)?.heads(self.v_heads)?;
         let (a_log, dt_bias) = (self.a_log.var(), self.dt_bias.var());
         let mut args = DeltaArgs::gated_delta_rule(&q, &k, &v, &a, &beta);
         let activation =
@@ -82,10 +83,8 @@ impl Layer for GatedDeltaNetMixer {
         args.beta_sigmoid = true;
         args.allow_neg_eigval = self.neg_eigval;
         args.qk_l2norm = true;
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let o = run.end(ctx, delta_rule(args)?)?;
-        self.out.forward(&self.norm.forward(&o, x)?)
+        let o = recur(args, ctx)?;
+        self.out.forward(&self.norm.forward(&o, gate)?)
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {

@@ -1,9 +1,6 @@
 //! The mixer of GLA.
 
-use flashlin_ops::{
-    decay::{DecayArgs, decay_attention},
-    gate::log_sigmoid_gate,
-};
+use flashlin_ops::{decay::DecayArgs, gate::log_sigmoid_gate};
 use flashlin_tensor::Var;
 
 use super::GlaKeys;
@@ -13,8 +10,8 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, LowRank, OutputNorm, Run, Stream, activate, activation, mixer_state,
-        run_fields,
+        Activation, Heads, Linear, LowRank, OutputNorm, Stream, activate, activation, linears, mixer_state,
+        recur,
     },
     state::StateSpec,
 };
@@ -68,10 +65,12 @@ impl GatedLinearAttention {
 impl Layer for GatedLinearAttention {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         let groups = self.heads / self.kv_heads;
-        let mut q = self.q.forward(x, ctx)?.heads(self.heads)?;
-        let mut k = self.k.forward(x, ctx)?.heads(self.kv_heads)?;
-        let v = self.v.forward(x, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
-        let gk = self.gk.forward(x)?.heads(self.kv_heads)?;
+        let maps = [self.q.proj(), self.k.proj(), self.v.proj(), self.gk.down()];
+        let ([q, k, v, gk], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
+        let mut q = self.q.finish(q, ctx)?.heads(self.heads)?;
+        let mut k = self.k.finish(k, ctx)?.heads(self.kv_heads)?;
+        let v = self.v.finish(v, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
+        let gk = self.gk.up().forward(&gk)?.heads(self.kv_heads)?;
         let gk = log_sigmoid_gate(&gk, GATE_NORMALIZER, self.clamp_min)?.repeat_heads(groups)?;
         if let Some(map) = self.feature_map {
             (q, k) = (activate(&q, map)?, activate(&k, map)?);
@@ -79,10 +78,8 @@ impl Layer for GatedLinearAttention {
         let k = k.repeat_heads(groups)?;
         let mut args = DecayArgs::new(&q, &k, &v);
         args.gk = Some(&gk);
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let o = run.end(ctx, decay_attention(args)?)?;
-        self.out.forward(&self.norm.forward(&o, x)?)
+        let o = recur(args, ctx)?;
+        self.out.forward(&self.norm.forward(&o, gate)?)
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {

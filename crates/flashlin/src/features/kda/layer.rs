@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flashlin_ops::{
-    delta::{DeltaArgs, DeltaGate, GateActivation, delta_rule},
+    delta::{DeltaArgs, DeltaGate, GateActivation},
     gate::DecayGate,
 };
 use flashlin_tensor::{Parameter, Var};
@@ -15,7 +15,7 @@ use crate::{
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, LowRank, OutputNorm, Run, STEP_INIT, Stream, mixer_state, run_fields,
+        Activation, Heads, Linear, LowRank, OutputNorm, STEP_INIT, Stream, linears, mixer_state, recur,
     },
     state::StateSpec,
 };
@@ -71,11 +71,12 @@ impl KimiDeltaAttention {
 
 impl Layer for KimiDeltaAttention {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let q = self.q.forward(x, ctx)?.heads(self.heads)?;
-        let k = self.k.forward(x, ctx)?.heads(self.heads)?;
-        let v = self.v.forward(x, ctx)?.heads(self.v_heads)?;
-        let f = self.f.forward(x)?.heads(self.v_heads)?;
-        let beta = self.b.forward(x)?;
+        let maps = [self.q.proj(), self.k.proj(), self.v.proj(), self.f.down(), &self.b];
+        let ([q, k, v, f, beta], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
+        let q = self.q.finish(q, ctx)?.heads(self.heads)?;
+        let k = self.k.finish(k, ctx)?.heads(self.heads)?;
+        let v = self.v.finish(v, ctx)?.heads(self.v_heads)?;
+        let f = self.f.up().forward(&f)?.heads(self.v_heads)?;
         let (a_log, dt_bias) = (self.a_log.var(), self.dt_bias.var());
         let mut args = DeltaArgs::kda(&q, &k, &v, &f, &beta);
         let formula = self.lower_bound.map_or(DecayGate::Softplus, DecayGate::LowerBound);
@@ -84,10 +85,8 @@ impl Layer for KimiDeltaAttention {
         args.beta_sigmoid = true;
         args.allow_neg_eigval = self.neg_eigval;
         args.qk_l2norm = true;
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let o = run.end(ctx, delta_rule(args)?)?;
-        self.out.forward(&self.norm.forward(&o, x)?)
+        let o = recur(args, ctx)?;
+        self.out.forward(&self.norm.forward(&o, gate)?)
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {

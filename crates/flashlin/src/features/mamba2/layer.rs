@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flashlin_ops::decay::{DecayArgs, decay_attention};
+use flashlin_ops::decay::DecayArgs;
 use flashlin_tensor::{Parameter, Var};
 
 use super::Mamba2Keys;
@@ -11,7 +11,7 @@ use crate::{
     config::BaseConfig,
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
-    modules::{Conv1d, Heads, Linear, MambaNorm, Run, activation, recurrent_spec, run_fields},
+    modules::{Conv1d, Heads, Linear, MambaNorm, activation, recur, recurrent_spec},
     state::StateSpec,
 };
 
@@ -115,9 +115,7 @@ impl Layer for Mamba2Mixer {
         let mut args = DecayArgs::new(&c, &b, &v);
         args.g = Some(&g);
         args.scale = Some(1.0);
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let y = run.end(ctx, decay_attention(args)?)?;
+        let y = recur(args, ctx)?;
 
         let y = y.add(&self.skip(&xs)?)?.merge_heads()?;
         let y = match &self.norm {

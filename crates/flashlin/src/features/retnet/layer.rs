@@ -1,6 +1,6 @@
 //! The mixer of RetNet.
 
-use flashlin_ops::decay::{DecayArgs, decay_attention, retention_gamma};
+use flashlin_ops::decay::{DecayArgs, retention_gamma};
 use flashlin_tensor::{Tensor, Var};
 
 use super::RetNetKeys;
@@ -10,8 +10,8 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, OutputNorm, Rotary, Run, Stream, activate, activation, mixer_state,
-        run_fields,
+        Activation, Heads, Linear, OutputNorm, Rotary, Stream, activate, activation, linears, mixer_state,
+        recur,
     },
     state::StateSpec,
 };
@@ -59,9 +59,11 @@ impl MultiScaleRetention {
 impl Layer for MultiScaleRetention {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         let groups = self.heads / self.kv_heads;
-        let mut q = self.q.forward(x, ctx)?.heads(self.heads)?;
-        let mut k = self.k.forward(x, ctx)?.heads(self.kv_heads)?;
-        let v = self.v.forward(x, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
+        let maps = [self.q.proj(), self.k.proj(), self.v.proj()];
+        let ([q, k, v], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
+        let mut q = self.q.finish(q, ctx)?.heads(self.heads)?;
+        let mut k = self.k.finish(k, ctx)?.heads(self.kv_heads)?;
+        let v = self.v.finish(v, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
         if let Some(map) = self.feature_map {
             (q, k) = (activate(&q, map)?, activate(&k, map)?);
         }
@@ -71,10 +73,8 @@ impl Layer for MultiScaleRetention {
         let decay = Var::constant(gamma.to_dtype(x.dtype().accumulator())?);
         let mut args = DecayArgs::new(&q, &k, &v);
         args.g_gamma = Some(&decay);
-        let run = Run::begin(ctx)?;
-        run_fields!(args, run, ctx);
-        let o = run.end(ctx, decay_attention(args)?)?;
-        self.out.forward(&self.norm.forward(&o, x)?)
+        let o = recur(args, ctx)?;
+        self.out.forward(&self.norm.forward(&o, gate)?)
     }
 
     fn state_spec(&self) -> Vec<StateSpec> {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Block, Isa, Rows, STEP, Stored, WeightRows, tasks};
+use super::{Block, Isa, Part, Rows, STEP, Stored, WeightRows, tasks};
 use crate::{DType, Element};
 
 /// Rows of the left side that one pass over a group of weight rows serves.
@@ -145,26 +145,24 @@ widened!(f32, |at, n, WHOLE| {
     }
 });
 
-/// See [`super::product`]; the machine has AVX-512.
-pub(super) fn product<X: Stored, W: Stored>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [f32]) {
+/// See [`super::products`]; the machine has AVX-512, and all weights have rows of `k`.
+pub(super) fn products<X: Stored, W: Stored>(isa: Isa, x: &[X], k: usize, parts: &mut [Part<W>]) {
     assert!(isa.has_avx512() && Isa::available().contains(&isa));
-    let rows = x.len() / w.k;
+    let rows = x.len() / k;
     if isa == Isa::Avx512Bf16 && X::DTYPE == DType::BF16 && W::DTYPE == DType::BF16 {
-        let mut left = Rows::<bf16>::zeros(rows, w.k);
-        for (to, from) in left.data.chunks_exact_mut(left.padded).zip(x.chunks_exact(w.k)) {
-            to[..w.k].copy_from_slice(bytemuck::cast_slice(from));
+        let mut left = Rows::<bf16>::zeros(rows, k);
+        for (to, from) in left.data.chunks_exact_mut(left.padded).zip(x.chunks_exact(k)) {
+            to[..k].copy_from_slice(bytemuck::cast_slice(from));
         }
-        let w = WeightRows { data: bytemuck::cast_slice(w.data), rows: w.rows, k: w.k, stride: w.stride };
         // SAFETY: the features were found at run time.
-        return tasks(rows, w, out, |part| unsafe { dots::block::<Bf16Dot>(&left, w, part) });
+        return tasks(rows, parts, |w, block| unsafe { dots::block::<Bf16Dot>(&left, w.cast(), block) });
     }
-    let x = Rows::widened(x, w.k, W::DTYPE == DType::BF16);
+    let x = Rows::widened(x, k, W::DTYPE == DType::BF16);
     macro_rules! widened {
-        ($t:ty) => {{
-            let w = WeightRows { data: bytemuck::cast_slice(w.data), rows: w.rows, k: w.k, stride: w.stride };
+        ($t:ty) => {
             // SAFETY: the features were found at run time.
-            tasks(rows, w, out, |part| unsafe { plain::block::<Widened<$t>>(&x, w, part) })
-        }};
+            tasks(rows, parts, |w, block| unsafe { plain::block::<Widened<$t>>(&x, w.cast(), block) })
+        };
     }
     match W::DTYPE {
         DType::BF16 => widened!(bf16),

@@ -45,41 +45,67 @@ impl<'a, W> WeightRows<'a, W> {
     fn row(&self, i: usize) -> &'a [W] {
         &self.data[i * self.stride..][..self.k]
     }
+
+    /// The same rows under the name of the type that they are.
+    fn cast<V: Element>(self) -> WeightRows<'a, V>
+    where
+        W: Element,
+    {
+        WeightRows { data: bytemuck::cast_slice(self.data), rows: self.rows, k: self.k, stride: self.stride }
+    }
 }
 
-/// out [rows, w.rows] = x [rows, k] w^T for contiguous `x` and `out`. The sums are not rounded: the caller does that.
-pub(crate) fn product<X: Stored, W: Stored>(x: &[X], w: WeightRows<W>, out: &mut [f32]) {
-    product_on(Isa::detect(), x, w, out);
+/// One of the products that share a left side: out [rows, weight.rows] = x weight^T.
+pub(crate) struct Part<'a, W> {
+    pub weight: WeightRows<'a, W>,
+    pub out: &'a mut [f32],
 }
 
-fn product_on<X: Stored, W: Stored>(isa: Isa, x: &[X], w: WeightRows<W>, out: &mut [f32]) {
-    let (k, n) = (w.k, w.rows);
-    assert!(k > 0 && n > 0 && x.len().is_multiple_of(k));
+/// The products of contiguous `x` [rows, k] with all weights, which have k in common; one parallel pass reads them all.
+/// The sums are not rounded: the caller does that.
+pub(crate) fn products<X: Stored, W: Stored>(x: &[X], parts: &mut [Part<W>]) {
+    products_on(Isa::detect(), x, parts);
+}
+
+fn products_on<X: Stored, W: Stored>(isa: Isa, x: &[X], parts: &mut [Part<W>]) {
+    let Some(k) = parts.first().map(|p| p.weight.k) else { return };
+    assert!(k > 0 && x.len().is_multiple_of(k));
     let rows = x.len() / k;
     assert!(rows <= MAX_ROWS, "{rows} rows are no thin product");
-    assert!(out.len() == rows * n && w.data.len() >= (n - 1) * w.stride + k);
+    for Part { weight: w, out } in parts.iter() {
+        assert!(w.rows > 0 && w.k == k && w.data.len() >= (w.rows - 1) * w.stride + k);
+        assert!(out.len() == rows * w.rows);
+    }
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx512() {
-        return avx512::product(isa, x, w, out);
+        return avx512::products(isa, x, k, parts);
     }
     let _ = isa;
     let x = Rows::widened::<X>(x, k, false);
-    tasks(rows, w, out, |part| portable(&x, w, part));
+    tasks(rows, parts, |w, block| portable(&x, w, block));
 }
 
-/// Runs `work` on all columns of the output: in pieces in parallel, or at once where there is little to read.
-fn tasks<W: Stored>(rows: usize, w: WeightRows<W>, out: &mut [f32], work: impl Fn(&mut Block) + Sync) {
-    let (n, row_bytes) = (w.rows, w.k * W::DTYPE.size());
-    if n * row_bytes <= SERIAL_BYTES {
-        return work(&mut Block::new(out, rows, n, 0..n));
+/// Runs `work` on all columns of all outputs: in pieces in parallel, or at once where there is little to read.
+fn tasks<W: Stored>(rows: usize, parts: &mut [Part<W>], work: impl Fn(WeightRows<W>, &mut Block) + Sync) {
+    let row_bytes = parts.first().map_or(0, |p| p.weight.k * W::DTYPE.size());
+    let total: usize = parts.iter().map(|p| p.weight.rows).sum();
+    if total * row_bytes <= SERIAL_BYTES {
+        for Part { weight, out } in parts {
+            work(*weight, &mut Block::new(out, rows, weight.rows, 0..weight.rows));
+        }
+        return;
     }
     let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-    let per_task = n.div_ceil(tasks).max(TASK_BYTES / row_bytes).next_multiple_of(4);
-    let whole = Shared(out.as_mut_ptr());
-    (0..n.div_ceil(per_task)).into_par_iter().for_each(|t| {
-        let cols = t * per_task..((t + 1) * per_task).min(n);
-        // SAFETY: `out` has rows * n elements (checked above); the tasks' columns do not overlap and lie below n.
-        work(&mut unsafe { Block::from_raw(whole.get(), rows, n, cols) });
+    let per_task = total.div_ceil(tasks).max(TASK_BYTES / row_bytes).next_multiple_of(4);
+    let pieces = parts.iter_mut().flat_map(|p| {
+        let (weight, out) = (p.weight, Shared(p.out.as_mut_ptr()));
+        (0..weight.rows).step_by(per_task).map(move |from| (weight, out, from))
+    });
+    pieces.collect::<Vec<_>>().into_par_iter().for_each(|(weight, out, from)| {
+        let cols = from..(from + per_task).min(weight.rows);
+        // SAFETY: `out` has rows * weight.rows elements (checked above); the pieces' columns do not overlap and lie
+        // below weight.rows.
+        work(weight, &mut unsafe { Block::from_raw(out.0, rows, weight.rows, cols) });
     });
 }
 
@@ -122,15 +148,12 @@ impl Rows<f32> {
 }
 
 /// A pointer that tasks share; each writes columns of its own.
+#[derive(Clone, Copy)]
 struct Shared(*mut f32);
 // SAFETY: see `Block::from_raw`: tasks never touch the same element.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
 unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn get(&self) -> *mut f32 {
-        self.0
-    }
-}
 
 /// Columns `cols` of a row-major output.
 struct Block<'a> {

@@ -22,7 +22,7 @@ fn check<X: Stored, W: Stored>(rows: usize, n: usize, k: usize, gap: usize) {
     let norm = want.iter().map(|y| y * y).sum::<f64>().sqrt();
     for isa in Isa::available() {
         let mut got = vec![f32::NAN; rows * n];
-        product_on(isa, &x, w, &mut got);
+        products_on(isa, &x, &mut [Part { weight: w, out: &mut got }]);
         let err = got.iter().zip(&want).map(|(g, y)| (*g as f64 - y).powi(2)).sum::<f64>().sqrt();
         let what = (isa, X::DTYPE, W::DTYPE, rows, n, k);
         assert!(err <= 3e-7 * (k as f64).sqrt() * norm.max(1e-30), "{what:?}: {err} {norm}");
@@ -57,7 +57,7 @@ fn a_row_does_not_depend_on_its_neighbours_or_on_threads() {
         for isa in Isa::available() {
             let product = |x: &[T]| {
                 let mut out = vec![f32::NAN; x.len() / k * n];
-                product_on(isa, x, w, &mut out);
+                products_on(isa, x, &mut [Part { weight: w, out: &mut out }]);
                 out
             };
             let whole = product(&x);
@@ -86,7 +86,7 @@ fn nan_and_infinity_come_through_and_stay_in_their_row() {
             data[5 * k] = T::from_f64(f64::INFINITY);
             let w = WeightRows { data: &data, rows: 9, k, stride: k };
             let mut out = vec![0f32; 2 * 9];
-            product_on(isa, &vec![T::from_f64(1.0); 2 * k], w, &mut out);
+            products_on(isa, &vec![T::from_f64(1.0); 2 * k], &mut [Part { weight: w, out: &mut out }]);
             for (i, y) in out.iter().enumerate() {
                 match i % 9 {
                     3 => assert!(y.is_nan()),
