@@ -16,7 +16,7 @@
 //! The cubins of one kernel share a block, because its variants differ little and compress to a fraction of their sum that way. Opening reads the header and the
 //! index alone; a block is decompressed when one of its cubins is loaded, and the cubin is then compared with its hash.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::OnceLock};
 
 use sha2::{Digest, Sha256};
 
@@ -39,6 +39,8 @@ pub struct Bundle {
     arch: Arch,
     index: Index,
     blocks: Vec<Block>,
+    /// Blocks as they were decompressed by the first cubin asked of them.
+    raw: Vec<OnceLock<Vec<u8>>>,
 }
 
 /// One compressed block in the file.
@@ -83,7 +85,8 @@ impl Bundle {
         let index: Index = serde_json::from_slice(&text).map_err(|e| corrupt(format!("its index: {e}")))?;
         check_index(&index, &blocks).map_err(&corrupt)?;
         let arch = index.arch.parse().map_err(|e: Error| corrupt(e.to_string()))?;
-        Ok(Bundle { name, bytes, arch, index, blocks })
+        let raw = blocks.iter().map(|_| OnceLock::new()).collect();
+        Ok(Bundle { name, bytes, arch, index, blocks, raw })
     }
 
     /// Reads a bundle from a file.
@@ -164,11 +167,7 @@ impl Bundle {
     pub fn cubin_of_any_host(&self, kernel: &Kernel) -> Result<Vec<u8>> {
         let corrupt = |why: String| Error::Corrupt { bundle: self.name.clone(), why };
         let place = &kernel.cubin;
-        let block = self.blocks.get(place.block).ok_or_else(|| {
-            corrupt(format!("{} lies in block {}, which is missing", kernel.name, place.block))
-        })?;
-        let raw = unpack(&self.bytes[block.start..block.start + block.len], block.raw)
-            .map_err(|e| corrupt(format!("block {}: {e}", place.block)))?;
+        let raw = self.block(place.block).map_err(|e| corrupt(format!("block {}: {e}", place.block)))?;
         let cubin = place
             .offset
             .checked_add(place.len)
@@ -178,6 +177,17 @@ impl Bundle {
             return Err(corrupt(format!("{} does not match its hash", kernel.name)));
         }
         Ok(cubin.to_vec())
+    }
+
+    fn block(&self, number: usize) -> Result<&[u8], String> {
+        let (Some(block), Some(slot)) = (self.blocks.get(number), self.raw.get(number)) else {
+            return Err("is missing".into());
+        };
+        if let Some(raw) = slot.get() {
+            return Ok(raw);
+        }
+        let raw = unpack(&self.bytes[block.start..block.start + block.len], block.raw)?;
+        Ok(slot.get_or_init(|| raw))
     }
 
     fn no_kernel(&self, wanted: String, stem: &str) -> Error {

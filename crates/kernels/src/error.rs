@@ -79,6 +79,17 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A kernel that no hardware has confirmed failed its check here, or has none.
+    #[error("kernel {kernel} is not trusted: {why}")]
+    Unverified {
+        /// Which kernel.
+        kernel: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The device or the driver failed.
+    #[error(transparent)]
+    Cuda(#[from] flashlin_cuda::Error),
     /// A file could not be read.
     #[error("{path}: {source}")]
     File {

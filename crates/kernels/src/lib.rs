@@ -5,9 +5,13 @@
 
 mod arch;
 mod bundle;
+pub mod check;
 mod embedded;
 mod error;
 mod index;
+mod load;
+mod record;
+mod verify;
 mod writer;
 
 pub use arch::Arch;
@@ -15,4 +19,6 @@ pub use bundle::{Bundle, FORMAT};
 pub use embedded::{embedded, embedded_for, embedded_names};
 pub use error::{Error, Result};
 pub use index::{Arg, ArgKind, Checked, Index, Kernel, Place, kernel_name};
+pub use load::{Library, Loaded};
+pub use verify::{Verdict, verify_kernel};
 pub use writer::BundleWriter;

@@ -1,0 +1,25 @@
+//! Whether a compiled kernel computes the right numbers: cases with f64 references, and the table of what is checked.
+//!
+//! Policy: right source is no proof of a right cubin (compilers drop masks), so every kernel of a bundle has a [`KernelCheck`] and every
+//! cubin is checked by its hash on hardware. A case is data: arguments, a grid, and what must come out. It is made without a GPU, so tests on any machine see that every kernel has cases that fit its
+//! ABI; [`crate::verify_kernel`] runs them: outputs begin as NaN, every input ends where the mapped page ends, and two runs must agree in every bit.
+
+mod case;
+mod table;
+
+pub use case::{Case, Data, Expected, Inputs, Value, relative_error, tolerance};
+pub use table::{CHECKS, check_of};
+
+use crate::{Kernel, Result};
+
+/// Cases for one kernel of the sources, in all its configurations.
+pub trait KernelCheck: Sync {
+    /// The kernel's name in the index ([`Kernel::kernel`]).
+    fn kernel(&self) -> &'static str;
+
+    /// Cases for a configuration: several shapes, among them ragged tails, small enough for a reference in plain loops.
+    ///
+    /// # Errors
+    /// A configuration that it does not know.
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>>;
+}
