@@ -40,9 +40,23 @@ impl Module {
                 format!("{name} is no cubin: it does not begin as an ELF file does"),
             ));
         }
+        // SAFETY: an ELF file says how long it is.
+        unsafe { Module::load_image(gpu, name, cubin) }
+    }
+
+    /// Compiles the driver's assembly (PTX) and loads it: for the few lines that the selftest launches.
+    pub(crate) fn load_ptx(gpu: Gpu, name: &str, text: &str) -> Result<Arc<Module>> {
+        let text = CString::new(text).map_err(|e| Error::invalid("load", e.to_string()))?;
+        // SAFETY: the text ends with a zero byte, which is how the driver finds its end.
+        unsafe { Module::load_image(gpu, name, text.as_bytes_with_nul()) }
+    }
+
+    /// # Safety
+    /// The image shows its own end, as ELF files and zero-terminated texts do.
+    unsafe fn load_image(gpu: Gpu, name: &str, image: &[u8]) -> Result<Arc<Module>> {
         gpu.bind()?;
-        // SAFETY: the bytes are an ELF file, which says how long it is, and they outlive the call; the driver copies what it keeps.
-        let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) };
+        // SAFETY: the image outlives the call, and the driver copies what it keeps; its end is the caller's promise.
+        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) };
         let raw = raw.map_err(|e| Error::Library {
             call: "cuModuleLoadData",
             status: crate::error::describe(e),

@@ -19,6 +19,8 @@ mod scalar;
 mod staging;
 mod stream;
 
+pub mod selftest;
+
 pub use blas::{BlasInfo, Epilogue, MatmulArgs, MatmulSpec, Operand, Search, blas_library, find_blas};
 pub use driver::{DriverInfo, MIN_DRIVER, count, devices, driver};
 pub use error::{Error, ErrorKind, OutOfMemory, Result};
