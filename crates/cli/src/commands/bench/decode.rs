@@ -18,7 +18,7 @@ pub struct DecodeBench {
     #[arg(long, default_value_t = 32)]
     tokens: usize,
     /// Runs to take the best of
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 8)]
     runs: usize,
 }
 
