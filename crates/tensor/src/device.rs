@@ -1,5 +1,4 @@
-//! Where a tensor lives. Only the CPU carries storage in this build; the other kinds are named here so that
-//! parsing, plans and errors are per device from the start.
+//! Where a tensor lives.
 
 use std::{fmt, str::FromStr};
 

@@ -3,19 +3,24 @@
 use half::{bf16, f16};
 
 use crate::{
-    DType, Element, Error, Real, Result, Tensor,
+    DType, Device, Element, Error, Real, Result, Tensor,
     cpu::{math, par_zip, par_zip2, vectorized},
+    cuda,
     layout::broadcast,
     tensor::dispatch,
 };
 
 /// A function of one number, for every float type.
 pub(crate) trait UnaryFn: Sync {
+    /// What the GPU's kernel calls it (see `tiles/src/array/unary.rs`), with two parameters.
+    fn code(&self) -> (i32, f64, f64);
     fn call<R: Real>(&self, x: R) -> R;
 }
 
 /// A function of two numbers, for every float type and (where it makes sense) for integers.
 pub(crate) trait BinaryFn: Sync {
+    /// What the GPU's kernel calls it (see `tiles/src/array/zip.rs`).
+    const CODE: i32;
     fn call<R: Real>(&self, a: R, b: R) -> R;
     fn int(&self, _a: i64, _b: i64) -> Option<i64> {
         None
@@ -23,10 +28,13 @@ pub(crate) trait BinaryFn: Sync {
 }
 
 macro_rules! unary {
-    ($($(#[$doc:meta])* $name:ident, $Type:ident, |$x:ident| $body:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident, $Type:ident = $code:literal, |$x:ident| $body:expr;)*) => {
         $(
             pub(crate) struct $Type;
             impl UnaryFn for $Type {
+                fn code(&self) -> (i32, f64, f64) {
+                    ($code, 0.0, 0.0)
+                }
                 #[inline(always)]
                 fn call<R: Real>(&self, $x: R) -> R { $body }
             }
@@ -45,42 +53,43 @@ macro_rules! unary {
 
 unary! {
     /// -x
-    neg, Neg, |x| -x;
+    neg, Neg = 0, |x| -x;
     /// e^x
-    exp, ExpFn, |x| x.exp();
+    exp, ExpFn = 1, |x| x.exp();
     /// Natural logarithm.
-    log, Log, |x| x.ln();
+    log, Log = 2, |x| x.ln();
     /// Square root.
-    sqrt, Sqrt, |x| x.sqrt();
+    sqrt, Sqrt = 3, |x| x.sqrt();
     /// 1 / sqrt(x)
-    rsqrt, Rsqrt, |x| R::ONE / x.sqrt();
+    rsqrt, Rsqrt = 4, |x| R::ONE / x.sqrt();
     /// 1 / x
-    recip, Recip, |x| R::ONE / x;
+    recip, Recip = 5, |x| R::ONE / x;
     /// |x|
-    abs, Abs, |x| x.abs();
+    abs, Abs = 6, |x| x.abs();
     /// x^2
-    sqr, Sqr, |x| x * x;
+    sqr, Sqr = 7, |x| x * x;
     /// Sine.
-    sin, Sin, |x| x.sin();
+    sin, Sin = 8, |x| x.sin();
     /// Cosine.
-    cos, Cos, |x| x.cos();
+    cos, Cos = 9, |x| x.cos();
     /// Hyperbolic tangent.
-    tanh, Tanh, |x| x.tanh();
+    tanh, Tanh = 10, |x| x.tanh();
     /// 1 / (1 + e^-x)
-    sigmoid, Sigmoid, |x| math::sigmoid(x);
+    sigmoid, Sigmoid = 11, |x| math::sigmoid(x);
     /// x sigmoid(x)
-    silu, Silu, |x| math::silu(x);
+    silu, Silu = 12, |x| math::silu(x);
     /// ln(1 + e^x)
-    softplus, Softplus, |x| math::softplus(x);
+    softplus, Softplus = 13, |x| math::softplus(x);
     /// max(x, 0)
-    relu, Relu, |x| x.max(R::ZERO);
+    relu, Relu = 14, |x| x.max(R::ZERO);
 }
 
 macro_rules! binary {
-    ($($(#[$doc:meta])* $name:ident, $Type:ident, |$a:ident, $b:ident| $body:expr, $int:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident, $Type:ident = $code:literal, |$a:ident, $b:ident| $body:expr, $int:expr;)*) => {
         $(
             pub(crate) struct $Type;
             impl BinaryFn for $Type {
+                const CODE: i32 = $code;
                 #[inline(always)]
                 fn call<R: Real>(&self, $a: R, $b: R) -> R { $body }
                 fn int(&self, $a: i64, $b: i64) -> Option<i64> { $int }
@@ -101,21 +110,24 @@ macro_rules! binary {
 
 binary! {
     /// a + b.
-    add, Add, |a, b| a + b, Some(a.wrapping_add(b));
+    add, Add = 0, |a, b| a + b, Some(a.wrapping_add(b));
     /// a - b.
-    sub, Sub, |a, b| a - b, Some(a.wrapping_sub(b));
+    sub, Sub = 1, |a, b| a - b, Some(a.wrapping_sub(b));
     /// a b.
-    mul, Mul, |a, b| a * b, Some(a.wrapping_mul(b));
+    mul, Mul = 2, |a, b| a * b, Some(a.wrapping_mul(b));
     /// a / b.
-    div, Div, |a, b| a / b, { let _ = (a, b); None };
+    div, Div = 3, |a, b| a / b, { let _ = (a, b); None };
     /// The larger; a NaN operand gives the other one.
-    maximum, Maximum, |a, b| a.max(b), Some(a.max(b));
+    maximum, Maximum = 4, |a, b| a.max(b), Some(a.max(b));
     /// The smaller; a NaN operand gives the other one.
-    minimum, Minimum, |a, b| a.min(b), Some(a.min(b));
+    minimum, Minimum = 5, |a, b| a.min(b), Some(a.min(b));
 }
 
 struct Affine(f64, f64);
 impl UnaryFn for Affine {
+    fn code(&self) -> (i32, f64, f64) {
+        (15, self.0, self.1)
+    }
     #[inline(always)]
     fn call<R: Real>(&self, x: R) -> R {
         x * R::from_f64(self.0) + R::from_f64(self.1)
@@ -124,6 +136,9 @@ impl UnaryFn for Affine {
 
 struct Clamp(f64, f64);
 impl UnaryFn for Clamp {
+    fn code(&self) -> (i32, f64, f64) {
+        (16, self.0, self.1)
+    }
     #[inline(always)]
     fn call<R: Real>(&self, x: R) -> R {
         let (lo, hi) = (R::from_f64(self.0), R::from_f64(self.1));
@@ -163,6 +178,11 @@ impl Tensor {
         if dtype == self.dtype {
             return Ok(self.clone());
         }
+        if self.device() != Device::Cpu {
+            let out = Tensor::empty(self.dims(), dtype, &self.device())?;
+            cuda::copy_into("to_dtype", self, &out)?;
+            return Ok(out);
+        }
         let src = self.contiguous()?;
         let mut out = Tensor::empty(self.dims(), dtype, &self.device())?;
         dispatch!(self.dtype, A => dispatch!(dtype, B => cast(src.as_slice::<A>()?, out.as_mut_slice::<B>()?)));
@@ -171,6 +191,9 @@ impl Tensor {
 
     /// Applies a function to each element.
     pub(crate) fn map<F: UnaryFn>(&self, op: &'static str, f: F) -> Result<Tensor> {
+        if self.device() != Device::Cpu {
+            return cuda::unary(op, self, f.code());
+        }
         let src = self.contiguous()?;
         let mut out = Tensor::empty(self.dims(), self.dtype, &self.device())?;
         match self.dtype {
@@ -201,6 +224,9 @@ impl Tensor {
             return Err(Error::dtype(op, "self", self.dtype, "a float type"));
         }
         let dims = broadcast(op, self.dims(), rhs.dims())?;
+        if self.device() != Device::Cpu {
+            return cuda::zip(op, &self.expand(&dims)?, &rhs.expand(&dims)?, F::CODE);
+        }
         let mut out = Tensor::empty(&dims, self.dtype, &self.device())?;
         if out.numel() == 0 {
             return Ok(out);
@@ -223,6 +249,10 @@ impl Tensor {
     /// self += rhs in place, for a sole owner of equal shape and dtype (gradient accumulation).
     pub(crate) fn add_in_place(&mut self, rhs: &Tensor) -> Result<()> {
         debug_assert_eq!((self.dims(), self.dtype), (rhs.dims(), rhs.dtype));
+        if self.device() != Device::Cpu {
+            *self = self.add(rhs)?;
+            return Ok(());
+        }
         let rhs = rhs.contiguous()?;
         let add = |o: &mut [f32], a: &[f32]| vectorized(|| o.iter_mut().zip(a).for_each(|(o, a)| *o += a));
         match self.dtype {

@@ -96,6 +96,12 @@ pub enum Error {
         /// The other.
         b: crate::Device,
     },
+    /// The GPU, its driver or its libraries refused.
+    #[error(transparent)]
+    Cuda(flashlin_cuda::Error),
+    /// A compiled kernel is missing, corrupt or failed its check.
+    #[error(transparent)]
+    Kernel(flashlin_kernels::Error),
     /// Storage is shared, so it cannot be written in place.
     #[error("{op}: the tensor's storage is shared; writing in place needs a sole owner (copy it first)")]
     Shared {
@@ -104,12 +110,23 @@ pub enum Error {
     },
 }
 
+fn cuda_kind(e: &flashlin_cuda::Error) -> ErrorKind {
+    match e.kind() {
+        flashlin_cuda::ErrorKind::Usage => ErrorKind::Usage,
+        flashlin_cuda::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        _ => ErrorKind::Runtime,
+    }
+}
+
 impl Error {
     /// Coarse class, for exit codes and HTTP status.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Unsupported { .. } | Error::NoBackward { .. } => ErrorKind::Unsupported,
             Error::OutOfMemory { .. } => ErrorKind::Runtime,
+            Error::Cuda(e) => cuda_kind(e),
+            Error::Kernel(flashlin_kernels::Error::Cuda(e)) => cuda_kind(e),
+            Error::Kernel(_) => ErrorKind::Unsupported,
             _ => ErrorKind::Usage,
         }
     }

@@ -1,6 +1,6 @@
 //! Gathering and scattering rows: concatenation, embedding lookup, indexed addition, selection by mask.
 
-use crate::{DType, Element, Error, Result, Tensor, layout::broadcast, tensor::dispatch};
+use crate::{DType, Device, Element, Error, Result, Tensor, cuda, layout::broadcast, tensor::dispatch};
 
 impl Tensor {
     /// Joins tensors along `dim`.
@@ -34,6 +34,14 @@ impl Tensor {
         let inner: usize = dims[dim + 1..].iter().product();
         let width = dims[dim] * inner;
         let mut out = Tensor::empty(&dims, first.dtype, &first.device())?;
+        if first.device() != Device::Cpu {
+            let mut from = 0;
+            for p in parts {
+                cuda::copy_into("cat", p, &out.narrow(dim, from, p.dim(dim))?)?;
+                from += p.dim(dim);
+            }
+            return Ok(out);
+        }
         dispatch!(first.dtype, T => {
             let o = out.as_mut_slice::<T>()?;
             let mut at = 0;
@@ -55,6 +63,12 @@ impl Tensor {
     /// # Errors
     /// When `index` is not i64 or i32, or an index is outside `0..self.dim(0)`.
     pub fn index_select(&self, index: &Tensor) -> Result<Tensor> {
+        self.same_device("index_select", index)?;
+        if self.device() != Device::Cpu {
+            self.check_dim("index_select", 0)?;
+            let dims: Vec<usize> = index.dims().iter().chain(&self.dims()[1..]).copied().collect();
+            return cuda::gather(&self.contiguous()?, index, &dims);
+        }
         let rows = self.row_indices("index_select", index)?;
         let src = self.contiguous()?;
         let w: usize = self.dims()[1..].iter().product();
@@ -82,6 +96,11 @@ impl Tensor {
         if self.rank() < lead || self.dims()[..lead] != *index.dims() {
             let expected = format!("one that begins with {:?}, as the index", index.dims());
             return Err(Error::shape("index_add", "self", self.dims(), expected));
+        }
+        self.same_device("index_add", index)?;
+        if self.device() != Device::Cpu {
+            let dims: Vec<usize> = std::iter::once(rows).chain(self.dims()[lead..].iter().copied()).collect();
+            return cuda::scatter_add(&self.contiguous()?, index, &dims);
         }
         let x = self.to_dtype(self.dtype.accumulator())?.contiguous()?;
         let dims: Vec<usize> = std::iter::once(rows).chain(self.dims()[lead..].iter().copied()).collect();
@@ -128,6 +147,11 @@ impl Tensor {
         }
         let dims = broadcast("where", self.dims(), other.dims())?;
         let dims = broadcast("where", &dims, mask.dims())?;
+        self.same_device("where", other)?;
+        self.same_device("where", mask)?;
+        if self.device() != Device::Cpu {
+            return cuda::select("where", &mask.expand(&dims)?, &self.expand(&dims)?, &other.expand(&dims)?);
+        }
         let wide = |t: &Tensor| t.expand(&dims)?.contiguous();
         let (m, a, b) = (wide(mask)?, wide(self)?, wide(other)?);
         let mut out = Tensor::empty(&dims, self.dtype, &self.device())?;

@@ -8,7 +8,9 @@
 //! precision is stored, never accumulated; user input never panics.
 
 mod autograd;
+pub mod checks;
 pub mod cpu;
+mod cuda;
 mod device;
 mod dtype;
 mod elementwise;

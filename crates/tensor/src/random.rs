@@ -105,13 +105,14 @@ impl Philox {
         device: &Device,
         f: impl Fn(&Philox, u64) -> f64 + Sync,
     ) -> Result<Tensor> {
-        let mut out = Tensor::empty(dims, dtype, device)?;
+        // Drawn on the host and sent: equal on all devices.
+        let mut out = Tensor::empty(dims, dtype, &Device::Cpu)?;
         dispatch!(dtype, T => out.as_mut_slice::<T>()?.par_chunks_mut(BLOCK).enumerate().for_each(|(b, chunk)| {
             for (i, o) in chunk.iter_mut().enumerate() {
                 *o = <T as crate::Element>::from_f64(f(self, (b * BLOCK + i) as u64));
             }
         }));
-        Ok(out)
+        out.to_device(device)
     }
 }
 

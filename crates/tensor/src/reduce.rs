@@ -4,8 +4,9 @@
 use rayon::prelude::*;
 
 use crate::{
-    DType, Element, Error, Real, Result, Tensor,
+    DType, Device, Element, Error, Real, Result, Tensor,
     cpu::{BLOCK, vectorized},
+    cuda,
     tensor::dispatch,
 };
 
@@ -25,7 +26,15 @@ impl Tensor {
         let outer: Vec<usize> = kept.iter().map(|&i| self.dim(i)).collect();
         let n: usize = gone.iter().map(|&i| self.dim(i)).product();
         let rows = outer.iter().product();
-        let out = if kept.last().is_some_and(|&k| gone.iter().all(|&g| g < k)) {
+        let down = kept.last().is_some_and(|&k| gone.iter().all(|&g| g < k));
+        let out = if self.device() != Device::Cpu {
+            let axes: Vec<usize> = if down {
+                gone.iter().chain(&kept).copied().collect()
+            } else {
+                kept.iter().chain(&gone).copied().collect()
+            };
+            cuda::sum(&self.permute(&axes)?.contiguous()?, &outer, n, down)?
+        } else if kept.last().is_some_and(|&k| gone.iter().all(|&g| g < k)) {
             // The kept dimensions are innermost: add whole rows, no transposition.
             let axes: Vec<usize> = gone.iter().chain(&kept).copied().collect();
             let x = self.permute(&axes)?.contiguous()?;
@@ -74,6 +83,7 @@ impl Tensor {
         if n == 0 {
             return Err(Error::shape("max_last", "self", self.dims(), "a last dimension that is not empty"));
         }
+        self.device().require_cpu("max_last")?;
         let x = self.contiguous()?;
         let dims = &self.dims()[..self.rank() - 1];
         let mut index = Tensor::empty(dims, DType::I64, &self.device())?;
@@ -102,6 +112,7 @@ impl Tensor {
     /// # Errors
     /// When the tensor is not on the host.
     pub fn sum_squares(&self) -> Result<f64> {
+        self.device().require_cpu("sum_squares")?;
         let x = self.contiguous()?;
         dispatch!(self.dtype, T => {
             let parts: Vec<f64> = x.as_slice::<T>()?.par_chunks(BLOCK).map(|c| {

@@ -252,20 +252,23 @@ impl MappedFile {
 pub(crate) enum Storage {
     Host(HostBuffer),
     Mapped { file: MappedFile, offset: usize, len: usize },
+    Cuda(flashlin_cuda::Buffer),
 }
 
 impl Storage {
     pub fn device(&self) -> Device {
         match self {
             Storage::Host(_) | Storage::Mapped { .. } => Device::Cpu,
+            Storage::Cuda(b) => Device::Cuda(b.gpu().ordinal()),
         }
     }
 
-    /// The bytes, where the host can read them.
+    /// The bytes; empty where the host cannot read them (callers check the device first).
     pub fn host_bytes(&self) -> &[u8] {
         match self {
             Storage::Host(b) => b.bytes(),
             Storage::Mapped { file, offset, len } => &file.bytes()[*offset..*offset + *len],
+            Storage::Cuda(_) => &[],
         }
     }
 }

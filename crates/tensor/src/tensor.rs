@@ -4,7 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    DType, Device, Element, Error, Result,
+    DType, Device, Element, Error, Result, cuda,
     layout::{Layout, Strided, checked_numel},
     storage::{HostBuffer, MappedFile, Storage},
 };
@@ -60,9 +60,12 @@ impl Tensor {
     /// # Errors
     /// When the size overflows, memory is short, or the device has no storage in this build.
     pub fn empty(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        device.require_cpu("empty")?;
         let bytes = checked_numel("empty", dims, dtype.size())? * dtype.size();
-        Ok(Self::from_storage(Storage::Host(HostBuffer::new(bytes)?), dims, dtype))
+        let storage = match device {
+            Device::Cpu => Storage::Host(HostBuffer::new(bytes)?),
+            Device::Cuda(ordinal) => cuda::alloc(*ordinal, bytes)?,
+        };
+        Ok(Self::from_storage(storage, dims, dtype))
     }
 
     /// An array of zeros.
@@ -70,9 +73,12 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::empty`].
     pub fn zeros(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        device.require_cpu("zeros")?;
         let bytes = checked_numel("zeros", dims, dtype.size())? * dtype.size();
-        Ok(Self::from_storage(Storage::Host(HostBuffer::zeroed(bytes)?), dims, dtype))
+        let storage = match device {
+            Device::Cpu => Storage::Host(HostBuffer::zeroed(bytes)?),
+            Device::Cuda(ordinal) => cuda::zeros(*ordinal, bytes)?,
+        };
+        Ok(Self::from_storage(storage, dims, dtype))
     }
 
     /// An array that holds `value` everywhere (rounded to the dtype).
@@ -80,6 +86,11 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::empty`].
     pub fn full(value: f64, dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        if *device != Device::Cpu {
+            // One element, repeated.
+            let one = Self::full(value, &[], dtype, &Device::Cpu)?.to_device(device)?;
+            return one.expand(dims)?.copy();
+        }
         let mut t = Self::empty(dims, dtype, device)?;
         dispatch!(dtype, T => t.as_mut_slice::<T>()?.fill(T::from_f64(value)));
         Ok(t)
@@ -266,6 +277,9 @@ impl Tensor {
     /// # Errors
     /// When the dtype differs.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if self.device() != Device::Cpu {
+            return self.to_device(&Device::Cpu)?.to_vec();
+        }
         self.check::<T>("to_vec")?;
         Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
     }
@@ -273,8 +287,11 @@ impl Tensor {
     /// The elements as f64, whatever the dtype and layout.
     ///
     /// # Errors
-    /// When the tensor is not on the host.
+    /// Memory, or a failure of the device's earlier work.
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
+        if self.device() != Device::Cpu {
+            return self.to_device(&Device::Cpu)?.to_f64_vec();
+        }
         let t = self.contiguous()?;
         dispatch!(self.dtype, T => Ok(t.as_slice::<T>()?.iter().map(|x| x.to_f64()).collect()))
     }
@@ -298,11 +315,21 @@ impl Tensor {
         dispatch!(self.dtype, T => Ok(bytemuck::cast_slice(self.as_slice::<T>()?)))
     }
 
+    /// As [`Tensor::as_bytes`], for writing.
+    pub(crate) fn as_bytes_mut(&mut self) -> Result<&mut [u8]> {
+        dispatch!(self.dtype, T => Ok(bytemuck::cast_slice_mut(self.as_mut_slice::<T>()?)))
+    }
+
     /// A copy with storage of its own.
     ///
     /// # Errors
     /// When memory is short.
     pub fn copy(&self) -> Result<Tensor> {
+        if self.device() != Device::Cpu {
+            let out = Tensor::empty(self.dims(), self.dtype, &self.device())?;
+            cuda::copy_into("copy", self, &out)?;
+            return Ok(out);
+        }
         let src = self.contiguous()?;
         let mut out = Tensor::empty(self.dims(), self.dtype, &self.device())?;
         dispatch!(self.dtype, T => out.as_mut_slice::<T>()?.copy_from_slice(src.as_slice::<T>()?));
@@ -311,7 +338,7 @@ impl Tensor {
 
     /// True when nobody else holds the storage and it can be written in place.
     pub fn is_unique(&mut self) -> bool {
-        matches!(Arc::get_mut(&mut self.storage), Some(Storage::Host(_)))
+        matches!(Arc::get_mut(&mut self.storage), Some(Storage::Host(_) | Storage::Cuda(_)))
     }
 
     /// Errors unless both tensors are on one device.
@@ -326,7 +353,9 @@ impl Tensor {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {:?} on {}", self.dtype, self.dims(), self.device())?;
+        // Printing must not wait for a device.
         if self.numel() <= 16
+            && self.device() == Device::Cpu
             && let Ok(v) = self.to_f64_vec()
         {
             write!(f, " {v:?}")?;
@@ -349,7 +378,6 @@ mod tests {
         drop(other);
         t.as_mut_slice::<f32>().unwrap()[5] = 2.0;
         assert_eq!(t.to_vec::<f32>().unwrap(), [0.0, 0.0, 0.0, 0.0, 0.0, 2.0]);
-        assert!(Tensor::zeros(&[1], DType::F32, &Device::Cuda(0)).is_err());
     }
 
     #[test]

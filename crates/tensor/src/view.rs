@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::{
-    Element, Error, Result, Tensor,
+    Device, Element, Error, Result, Tensor,
     cpu::BLOCK,
     layout::{Layout, checked_numel, row_major},
     tensor::dispatch,
@@ -216,6 +216,9 @@ impl Tensor {
     pub fn contiguous(&self) -> Result<Tensor> {
         if self.is_contiguous() {
             return Ok(self.clone());
+        }
+        if self.device() != Device::Cpu {
+            return self.copy();
         }
         let mut out = Tensor::empty(self.dims(), self.dtype, &self.device())?;
         dispatch!(self.dtype, T => copy_strided::<T>(self, out.as_mut_slice::<T>()?));

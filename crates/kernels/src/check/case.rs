@@ -17,6 +17,8 @@ pub enum Data {
     I32(Vec<i32>),
     /// 64-bit integers.
     I64(Vec<i64>),
+    /// Bytes.
+    U8(Vec<u8>),
 }
 
 impl Data {
@@ -36,7 +38,7 @@ impl Data {
         })
     }
 
-    /// `len` elements of the type of this name, all NaN (-1 for `i32` and `i64`): what an output holds before the launch.
+    /// `len` elements of the type of this name, all NaN (-1 for `i32` and `i64`, 255 for `u8`): what an output holds before the launch.
     ///
     /// # Errors
     /// Another name.
@@ -44,6 +46,7 @@ impl Data {
         match dtype {
             "i32" => Ok(Data::I32(vec![-1; len])),
             "i64" => Ok(Data::I64(vec![-1; len])),
+            "u8" => Ok(Data::U8(vec![0xFF; len])),
             float => Data::round(float, &vec![f64::NAN; len]),
         }
     }
@@ -56,6 +59,7 @@ impl Data {
             Data::F32(v) => v.iter().map(|x| f64::from(*x)).collect(),
             Data::I32(v) => v.iter().map(|x| f64::from(*x)).collect(),
             Data::I64(v) => v.iter().map(|x| *x as f64).collect(),
+            Data::U8(v) => v.iter().map(|x| f64::from(*x)).collect(),
         }
     }
 
@@ -68,6 +72,7 @@ impl Data {
             Data::F32(v) => bytes_of(v),
             Data::I32(v) => bytes_of(v),
             Data::I64(v) => bytes_of(v),
+            Data::U8(v) => v,
         }
     }
 
@@ -80,6 +85,7 @@ impl Data {
             Data::F32(v) => bytes_of_mut(v),
             Data::I32(v) => bytes_of_mut(v),
             Data::I64(v) => bytes_of_mut(v),
+            Data::U8(v) => v,
         }
     }
 
@@ -91,6 +97,7 @@ impl Data {
             Data::F32(_) => "f32",
             Data::I32(_) => "i32",
             Data::I64(_) => "i64",
+            Data::U8(_) => "u8",
         }
     }
 }

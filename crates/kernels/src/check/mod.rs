@@ -4,6 +4,7 @@
 //! cubin is checked by its hash on hardware. A case is data: arguments, a grid, and what must come out. It is made without a GPU, so tests on any machine see that every kernel has cases that fit its
 //! ABI; [`crate::verify_kernel`] runs them: outputs begin as NaN, every input ends where the mapped page ends, and two runs must agree in every bit.
 
+mod array;
 mod case;
 mod table;
 

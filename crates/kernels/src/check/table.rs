@@ -1,9 +1,18 @@
 //! The checks of all kernels.
 
-use super::KernelCheck;
+use super::{KernelCheck, array};
 
 /// One entry a kernel of `tiles/`, by family.
-pub static CHECKS: &[&dyn KernelCheck] = &[];
+pub static CHECKS: &[&dyn KernelCheck] = &[
+    &array::Copy,
+    &array::Unary,
+    &array::Zip,
+    &array::Select,
+    &array::RowSum,
+    &array::ColumnSum,
+    &array::Gather,
+    &array::ScatterAdd,
+];
 
 /// The check of a kernel, by its name in the index.
 pub fn check_of(kernel: &str) -> Option<&'static dyn KernelCheck> {

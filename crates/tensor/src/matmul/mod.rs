@@ -86,6 +86,10 @@ impl Tensor {
         if out.numel() == 0 {
             return Ok(out);
         }
+        if self.device() != Device::Cpu {
+            crate::cuda::product(&self.expand(&with(m, k))?, &rhs.expand(&with(k, n))?, &out)?;
+            return Ok(out);
+        }
         if let Some(w) = thin_weight(m, rhs) {
             let x = self.contiguous()?;
             up_to_f32!(x.dtype, X => up_to_f32!(w.dtype, W => up_to_f32!(dtype, O => {
@@ -179,10 +183,10 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::empty`].
     pub fn eye(n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-        let mut t = Tensor::zeros(&[n, n], DType::F64, device)?;
+        let mut t = Tensor::zeros(&[n, n], DType::F64, &Device::Cpu)?;
         let v = t.as_mut_slice::<f64>()?;
         (0..n).for_each(|i| v[i * n + i] = 1.0);
-        t.to_dtype(dtype)
+        t.to_dtype(dtype)?.to_device(device)
     }
 }
 

@@ -1,0 +1,132 @@
+//! Arrays on an NVIDIA GPU: what the operations of this crate launch there.
+//!
+//! Policy: an operation without a kernel for what is asked is an error that names it, never a copy to the host. Nothing waits for the
+//! device but reading values ([`Tensor::to_vec`] and its kin). Kernels count elements in 32 bits; longer arrays are cut by the host
+//! where the operation allows it, else refused.
+
+mod array;
+mod matmul;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use flashlin_cuda::{Arg, Buffer, Gpu};
+use flashlin_kernels::Library;
+
+pub(crate) use array::{copy_into, select, unary, zip};
+pub(crate) use matmul::product;
+pub(crate) use rows::{gather, scatter_add, sum};
+
+use crate::{DType, Device, Error, Result, Tensor, storage::Storage};
+
+/// The device of this ordinal.
+pub(crate) fn gpu(ordinal: usize) -> Result<Gpu> {
+    Gpu::open(ordinal).map_err(Error::Cuda)
+}
+
+/// A buffer of the device, for tensors.
+pub(crate) fn alloc(ordinal: usize, bytes: usize) -> Result<Storage> {
+    Ok(Storage::Cuda(gpu(ordinal)?.alloc(bytes).map_err(Error::Cuda)?))
+}
+
+/// The same filled with zeros.
+pub(crate) fn zeros(ordinal: usize, bytes: usize) -> Result<Storage> {
+    Ok(Storage::Cuda(gpu(ordinal)?.zeros(bytes).map_err(Error::Cuda)?))
+}
+
+impl Tensor {
+    /// The values on `device`: this tensor itself where it is there already, else a row-major copy. From a GPU this waits for everything
+    /// queued there.
+    ///
+    /// # Errors
+    /// Memory, a device that is not there, a strided view that no kernel gathers.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        if self.device() == *device {
+            return Ok(self.clone());
+        }
+        let t = self.contiguous()?;
+        let bytes = t.numel() * t.dtype.size();
+        match (&*t.storage, device) {
+            (Storage::Cuda(b), Device::Cpu) => {
+                let mut out = Tensor::empty(self.dims(), self.dtype, device)?;
+                b.read(t.layout.offset * t.dtype.size(), out.as_bytes_mut()?).map_err(Error::Cuda)?;
+                Ok(out)
+            }
+            (Storage::Cuda(_), _) => t.to_device(&Device::Cpu)?.to_device(device),
+            (_, Device::Cuda(ordinal)) => {
+                let buffer = gpu(*ordinal)?.alloc(bytes).map_err(Error::Cuda)?;
+                buffer.write(0, t.as_bytes()?).map_err(Error::Cuda)?;
+                Ok(Self::from_storage(Storage::Cuda(buffer), self.dims(), self.dtype))
+            }
+            _ => Err(Error::unsupported("to_device", format!("device {device}"), "cpu, cuda:N")),
+        }
+    }
+
+    /// Where the elements begin on the device, for launches.
+    ///
+    /// # Errors
+    /// When the tensor is not on a GPU.
+    pub fn device_address(&self) -> Result<u64> {
+        let (buffer, offset) = buffer(self)?;
+        Ok(buffer.address() + offset as u64)
+    }
+}
+
+/// The buffer behind a tensor of a GPU, and where its first element lies in it, in bytes.
+fn buffer(t: &Tensor) -> Result<(&Buffer, usize)> {
+    match &*t.storage {
+        Storage::Cuda(b) => Ok((b, t.layout.offset * t.dtype.size())),
+        _ => Err(Error::unsupported("a launch", "a tensor of the host", "tensors of one GPU")),
+    }
+}
+
+fn gpu_of(t: &Tensor) -> Result<Gpu> {
+    Ok(buffer(t)?.0.gpu())
+}
+
+/// The tensor's address as an argument.
+fn at(t: &Tensor) -> Result<Arg> {
+    Ok(Arg::Ptr(t.device_address()?))
+}
+
+/// A size as an argument.
+fn int(op: &'static str, n: usize) -> Result<Arg> {
+    i32::try_from(n).map(Arg::I32).map_err(|_| too_long(op, n))
+}
+
+fn too_long(op: &'static str, n: usize) -> Error {
+    Error::unsupported(op, format!("{n} elements in one array of a GPU"), "up to 2^31 - 1")
+}
+
+/// Queues the kernel of the bundle that serves this dtype.
+///
+/// # Safety
+/// The arguments are what the kernel expects: addresses of live arrays as long as it reads and writes.
+unsafe fn launch(
+    op: &'static str,
+    on: Gpu,
+    kernel: &'static str,
+    dtype: &str,
+    grid: [usize; 3],
+    args: &[Arg],
+) -> Result<()> {
+    let library = Library::of(on).map_err(Error::Kernel)?;
+    let found = library.bundle().find(kernel, dtype, &[]).map_err(Error::Kernel)?;
+    let mut blocks = [0; 3];
+    for (to, from) in blocks.iter_mut().zip(grid) {
+        *to = u32::try_from(from).map_err(|_| too_long(op, from))?;
+    }
+    let kernel = library.get(&found.name).map_err(Error::Kernel)?;
+    // SAFETY: the caller's promise.
+    unsafe { kernel.launch(on.compute(), blocks, args) }.map_err(Error::Kernel)
+}
+
+/// The name of a dtype that the float kernels serve.
+fn float_name(op: &'static str, arg: &'static str, dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("f32"),
+        DType::BF16 => Ok("bf16"),
+        DType::F16 => Ok("f16"),
+        other => Err(Error::dtype(op, arg, other, "f32, bf16 or f16 on a GPU")),
+    }
+}
