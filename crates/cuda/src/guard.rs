@@ -1,24 +1,33 @@
 //! Memory that ends where the mapped page ends, for tests: an access beyond it faults instead of reading a neighbour.
 
+use std::{collections::BTreeMap, sync::Mutex};
+
 use cudarc::driver::sys;
 
-use crate::{Error, Gpu, Result, driver::check};
+use crate::{Error, Gpu, Result, driver::check, gpu::lock};
 
 /// Addresses handed to kernels are multiples of this many bytes: what their vector and bulk loads need.
 const ALIGN: usize = 16;
 
-/// Device memory whose last byte (up to 15 bytes where the length is no multiple of 16) is the last of a mapped page; the pages around are unmapped.
+/// Device memory whose last byte (up to 15 bytes where the length is no multiple of 16) is the last of a mapped page; the pages around are unmapped. Mapping takes
+/// milliseconds, so a dropped buffer leaves its mapping to the next one of its size.
 #[derive(Debug)]
 pub struct GuardBuffer {
     gpu: Gpu,
-    reserved: u64,
-    reserved_bytes: usize,
-    mapped: u64,
-    mapped_bytes: usize,
-    handle: sys::CUmemGenericAllocationHandle,
+    mapping: Option<Mapping>,
     address: u64,
     bytes: usize,
 }
+
+/// A mapped range between two unmapped pages. Kept until the process ends.
+#[derive(Debug)]
+struct Mapping {
+    at: u64,
+    bytes: usize,
+}
+
+/// Mappings that no buffer uses, by device and size.
+static FREE: Mutex<BTreeMap<(usize, usize), Vec<Mapping>>> = Mutex::new(BTreeMap::new());
 
 impl GuardBuffer {
     /// Memory of this many bytes, filled with 0xFF.
@@ -35,39 +44,17 @@ impl GuardBuffer {
         }
         gpu.bind()?;
         let (prop, page) = page(gpu)?;
-        let mapped_bytes = bytes.max(1).next_multiple_of(page);
-        let reserved_bytes = mapped_bytes + 2 * page;
-        let mut reserved = 0;
-        // SAFETY: `reserved` outlives the call.
-        check("cuMemAddressReserve", unsafe {
-            sys::cuMemAddressReserve(&mut reserved, reserved_bytes, page, 0, 0)
-        })?;
-        let mut made = GuardBuffer {
-            gpu,
-            reserved,
-            reserved_bytes,
-            mapped: 0,
-            mapped_bytes,
-            handle: 0,
-            address: reserved + page as u64 + (mapped_bytes - bytes.next_multiple_of(ALIGN)) as u64,
-            bytes,
+        let length = bytes.max(1).next_multiple_of(page);
+        let kept = lock(&FREE).get_mut(&(gpu.ordinal(), length)).and_then(Vec::pop);
+        let mapping = match kept {
+            Some(mapping) => mapping,
+            None => map(&prop, page, length)?,
         };
-        // SAFETY: `handle` outlives the call; `prop` describes this device.
-        check("cuMemCreate", unsafe { sys::cuMemCreate(&mut made.handle, mapped_bytes, &prop, 0) })?;
-        let at = reserved + page as u64;
-        // SAFETY: the range lies inside the reservation, between two pages that stay unmapped.
-        check("cuMemMap", unsafe { sys::cuMemMap(at, mapped_bytes, 0, made.handle, 0) })?;
-        made.mapped = at;
-        let access = sys::CUmemAccessDesc {
-            location: prop.location,
-            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-        };
-        // SAFETY: the range was mapped above.
-        check("cuMemSetAccess", unsafe { sys::cuMemSetAccess(at, mapped_bytes, &access, 1) })?;
-        // SAFETY: the range was mapped and made accessible above.
-        check("cuMemsetD8Async", unsafe {
-            sys::cuMemsetD8Async(at, 0xFF, mapped_bytes, gpu.compute().raw())
-        })?;
+        let at = mapping.at;
+        let address = at + (length - bytes.next_multiple_of(ALIGN)) as u64;
+        let made = GuardBuffer { gpu, mapping: Some(mapping), address, bytes };
+        // SAFETY: the range is mapped and accessible; earlier users of a kept mapping came before in this stream.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, 0xFF, length, gpu.compute().raw()) })?;
         Ok(made)
     }
 
@@ -128,19 +115,40 @@ fn page(gpu: Gpu) -> Result<(sys::CUmemAllocationProp, usize)> {
     Ok((prop, page))
 }
 
+/// Maps `bytes` (a multiple of the page) between two pages that stay unmapped.
+fn map(prop: &sys::CUmemAllocationProp, page: usize, bytes: usize) -> Result<Mapping> {
+    let (mut reserved, mut handle) = (0, 0);
+    // SAFETY: `handle` outlives the call; `prop` describes the device whose context is bound.
+    check("cuMemCreate", unsafe { sys::cuMemCreate(&mut handle, bytes, prop, 0) })?;
+    let mapped = (|| {
+        // SAFETY: `reserved` outlives the call.
+        check("cuMemAddressReserve", unsafe {
+            sys::cuMemAddressReserve(&mut reserved, bytes + 2 * page, page, 0, 0)
+        })?;
+        let at = reserved + page as u64;
+        // SAFETY: the range lies inside the reservation.
+        check("cuMemMap", unsafe { sys::cuMemMap(at, bytes, 0, handle, 0) })?;
+        let access = sys::CUmemAccessDesc {
+            location: prop.location,
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: the range was mapped above.
+        check("cuMemSetAccess", unsafe { sys::cuMemSetAccess(at, bytes, &access, 1) })?;
+        Ok(at)
+    })();
+    // SAFETY: a mapping keeps the memory alive; without one it goes now.
+    let _ = unsafe { sys::cuMemRelease(handle) };
+    if mapped.is_err() && reserved != 0 {
+        // SAFETY: reserved above; nothing uses it.
+        let _ = unsafe { sys::cuMemAddressFree(reserved, bytes + 2 * page) };
+    }
+    Ok(Mapping { at: mapped?, bytes })
+}
+
 impl Drop for GuardBuffer {
     fn drop(&mut self) {
-        // Unmapping does not wait for kernels; whatever fails after that is reported by the next call.
-        let _ = self.gpu.compute().synchronize();
-        // SAFETY: each part is released once, in reverse order, and only if it was made.
-        unsafe {
-            if self.mapped != 0 {
-                let _ = sys::cuMemUnmap(self.mapped, self.mapped_bytes);
-            }
-            if self.handle != 0 {
-                let _ = sys::cuMemRelease(self.handle);
-            }
-            let _ = sys::cuMemAddressFree(self.reserved, self.reserved_bytes);
+        if let Some(mapping) = self.mapping.take() {
+            lock(&FREE).entry((self.gpu.ordinal(), mapping.bytes)).or_default().push(mapping);
         }
     }
 }

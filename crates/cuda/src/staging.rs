@@ -191,7 +191,7 @@ pub(crate) fn write(gpu: Gpu, to: u64, data: &[u8]) -> Result<()> {
     with_ring(gpu, |ring| {
         for (i, piece) in data.chunks(PIECE).enumerate() {
             let (at, number) = ring.take(piece.len())?;
-            ring.memory.as_mut_slice()[at..at + piece.len()].copy_from_slice(piece);
+            copy_bytes(&mut ring.memory.as_mut_slice()[at..at + piece.len()], piece);
             let from = ring.memory.as_slice()[at..].as_ptr();
             // SAFETY: the source is pinned and not touched before the mark below is reached; the target lies inside a live buffer.
             check("cuMemcpyHtoDAsync", unsafe {
@@ -239,8 +239,24 @@ pub(crate) fn read(gpu: Gpu, from: u64, data: &mut [u8]) -> Result<()> {
 
 fn arrive(ring: &mut Staging, (at, number, out): (usize, u64, &mut [u8])) -> Result<()> {
     ring.wait(number)?;
-    out.copy_from_slice(&ring.memory.as_slice()[at..at + out.len()]);
+    copy_bytes(out, &ring.memory.as_slice()[at..at + out.len()]);
     Ok(())
+}
+
+/// Copies on a few threads where that pays: one thread moves less than the bus does.
+fn copy_bytes(to: &mut [u8], from: &[u8]) {
+    const SHARE: usize = 1 << 20;
+    const MOST: usize = 4;
+    let threads = (from.len() / SHARE).min(MOST);
+    if threads < 2 {
+        return to.copy_from_slice(from);
+    }
+    let share = from.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
+            scope.spawn(move || to.copy_from_slice(from));
+        }
+    });
 }
 
 #[cfg(test)]
@@ -258,6 +274,16 @@ mod tests {
         // Does not fit before the end (three quarters are ahead of the head): begins anew.
         ring.head = RING - 10;
         assert_eq!(ring.take(20), (0, 7, vec![5]));
+    }
+
+    #[test]
+    fn long_copies_are_whole() {
+        for len in [0, 5, (1 << 20) + 1, (3 << 20) + 7, 8 << 20] {
+            let from: Vec<u8> = (0..len).map(|i: usize| (i ^ (i >> 8)) as u8).collect();
+            let mut to = vec![0; len];
+            copy_bytes(&mut to, &from);
+            assert!(to == from, "{len}");
+        }
     }
 
     #[test]

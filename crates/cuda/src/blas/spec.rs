@@ -51,7 +51,7 @@ impl Operand {
 
     fn check(&self, name: &str, rows: usize, cols: usize) -> Result<(), String> {
         let least = if self.transposed { rows } else { cols };
-        if self.ld < least.max(1) {
+        if self.ld < least {
             return Err(format!("{name} has a leading stride of {}, at least {least} are needed", self.ld));
         }
         Ok(())
@@ -130,7 +130,7 @@ impl MatmulSpec {
         if let Err(why) = self.a.check("A", self.m, self.k).and_then(|()| self.b.check("B", self.k, self.n)) {
             return bad(why);
         }
-        if self.c_ld < self.n.max(1) {
+        if self.c_ld < self.n {
             return bad(format!("C has rows {} apart, at least {} are needed", self.c_ld, self.n));
         }
         let c_extent = self.m.saturating_sub(1) * self.c_ld + self.n;
@@ -229,6 +229,8 @@ mod tests {
         let args = MatmulArgs::new(256, 512, 1024);
         let good = MatmulSpec::dense(4, 6, 8, Scalar::Bf16);
         assert!(good.check(&args).is_ok());
+        assert!(MatmulSpec::dense(4, 6, 0, Scalar::Bf16).check(&args).is_ok());
+        assert!(MatmulSpec::dense(0, 0, 8, Scalar::Bf16).check(&args).is_ok());
         let fails = |spec: MatmulSpec, args: MatmulArgs, part: &str| {
             let text = spec.check(&args).unwrap_err().to_string();
             assert!(text.contains(part), "{text}");
