@@ -20,7 +20,7 @@ use std::{borrow::Cow, sync::OnceLock};
 
 use sha2::{Digest, Sha256};
 
-use crate::{Arch, Error, Index, Kernel, Result, error::names, index::generics_text};
+use crate::{Arch, Error, Index, Kernel, Result, error::names, index::generics_text, kernel_name};
 
 /// Version of the format that this build writes and reads.
 pub const FORMAT: u32 = 1;
@@ -124,7 +124,8 @@ impl Bundle {
     /// # Errors
     /// [`Error::NoKernel`] that names its relatives.
     pub fn get(&self, name: &str) -> Result<&Kernel> {
-        self.kernels().iter().find(|k| k.name == name).ok_or_else(|| {
+        let at = self.kernels().binary_search_by(|k| k.name.as_str().cmp(name));
+        at.map(|i| &self.kernels()[i]).map_err(|_| {
             let stem = name.split('@').next().unwrap_or(name);
             self.no_kernel(name.into(), stem)
         })
@@ -133,8 +134,21 @@ impl Bundle {
     /// All configurations of a kernel with this dtype and these values among their generics, in the order of their names; may be
     /// none.
     pub fn variants(&self, kernel: &str, dtype: &str, generics: &[(&str, i64)]) -> Vec<&Kernel> {
-        let fits = |k: &&Kernel| k.kernel == kernel && k.dtype == dtype && k.has(generics);
-        self.kernels().iter().filter(fits).collect()
+        self.of_type(kernel, dtype).iter().filter(|k| k.has(generics)).collect()
+    }
+
+    /// The configurations of a kernel with this dtype: they are neighbours, because names begin with both. Called by every launch, so it searches
+    /// instead of looking at all.
+    fn of_type(&self, kernel: &str, dtype: &str) -> &[Kernel] {
+        let prefix = format!("{kernel}@{dtype}_");
+        let all = self.kernels();
+        let begin = |k: &Kernel| {
+            let name = k.name.as_bytes();
+            name[..name.len().min(prefix.len())].cmp(prefix.as_bytes())
+        };
+        let first = all.partition_point(|k| begin(k).is_lt());
+        let count = all[first..].partition_point(|k| begin(k).is_eq());
+        &all[first..first + count]
     }
 
     /// The one configuration of a kernel with this dtype and these values among its generics; where several are left, the first
@@ -143,7 +157,7 @@ impl Bundle {
     /// # Errors
     /// [`Error::NoKernel`] that names the configurations of the kernel.
     pub fn find(&self, kernel: &str, dtype: &str, generics: &[(&str, i64)]) -> Result<&Kernel> {
-        self.variants(kernel, dtype, generics).first().copied().ok_or_else(|| {
+        self.of_type(kernel, dtype).iter().find(|k| k.has(generics)).ok_or_else(|| {
             self.no_kernel(format!("{kernel} for {dtype} with {}", generics_text(generics)), kernel)
         })
     }
@@ -222,6 +236,9 @@ fn check_index(index: &Index, blocks: &[Block]) -> Result<(), String> {
         return Err(format!("{} and {} are not in order", pair[0].name, pair[1].name));
     }
     for k in &index.kernels {
+        if k.name != kernel_name(&k.kernel, &k.dtype, &k.generics, k.warps, k.occupancy) {
+            return Err(format!("{} is not named after its fields", k.name));
+        }
         let end = k.cubin.offset.checked_add(k.cubin.len);
         let fits = blocks.get(k.cubin.block).zip(end).is_some_and(|(b, end)| end <= b.raw);
         if !fits {

@@ -63,6 +63,13 @@ fn what_is_written_is_read() {
     assert_eq!(k.generic("K"), Some(128));
     assert!(k.need_generic("C").unwrap_err().to_string().contains("BV=64"));
     assert_eq!(bundle.variants("gla_fused", "bf16", &[("K", 128)]).len(), 2);
+    assert!(
+        bundle.variants("gla", "bf16", &[]).is_empty() && bundle.variants("gla_fused", "bf", &[]).is_empty()
+    );
+    for k in bundle.kernels() {
+        assert_eq!(bundle.get(&k.name).unwrap(), k);
+        assert!(bundle.variants(&k.kernel, &k.dtype, &[]).contains(&k));
+    }
     assert_eq!(bundle.get("cumsum@f32_w8_o2").unwrap().abi[1].kind, ArgKind::F32);
     assert_eq!(bundle.cubin(bundle.find("cumsum", "f32", &[]).unwrap()).unwrap(), cubin(4));
 }

@@ -1,5 +1,7 @@
 //! The one error type of this crate.
 
+use flashlin_cuda::ErrorKind;
+
 use crate::Arch;
 
 /// Result with this crate's [`enum@Error`].
@@ -87,6 +89,9 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A tuning table cannot be read.
+    #[error("tuning table: {0}")]
+    Tuning(String),
     /// The device or the driver failed.
     #[error(transparent)]
     Cuda(#[from] flashlin_cuda::Error),
@@ -98,6 +103,20 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Coarse class, for exit codes and HTTP status.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::NoArch { .. } | Error::NoBundle { .. } | Error::NoKernel { .. } | Error::Host { .. } => {
+                ErrorKind::Unsupported
+            }
+            Error::ArchName(_) | Error::Entry { .. } => ErrorKind::Usage,
+            Error::Cuda(e) => e.kind(),
+            _ => ErrorKind::Runtime,
+        }
+    }
 }
 
 /// Names in a row, for messages.

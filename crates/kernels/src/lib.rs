@@ -11,6 +11,7 @@ mod error;
 mod index;
 mod load;
 mod record;
+mod tuning;
 mod verify;
 mod writer;
 
@@ -20,5 +21,6 @@ pub use embedded::{embedded, embedded_for, embedded_names};
 pub use error::{Error, Result};
 pub use index::{Arg, ArgKind, Checked, Index, Kernel, Place, kernel_name};
 pub use load::{Library, Loaded};
-pub use verify::{Verdict, verify_kernel};
+pub use tuning::{Line, Tuning};
+pub use verify::{Verdict, today, verify_kernel};
 pub use writer::BundleWriter;

@@ -1,7 +1,9 @@
 //! Runs the cases of a kernel on a GPU.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use flashlin_cuda::{Arg, Buffer, Gpu, GuardBuffer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Loaded, Result,
@@ -9,7 +11,7 @@ use crate::{
 };
 
 /// What the cases of one kernel gave.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Verdict {
     /// Name of the kernel.
     pub name: String,
@@ -53,6 +55,25 @@ pub fn verify_kernel(loaded: &Loaded, gpu: Gpu) -> Result<Verdict> {
         verdict.cases += 1;
     }
     Ok(verdict)
+}
+
+/// Today in UTC, as records of checks write it: `YYYY-MM-DD`.
+pub fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    date(seconds / 86_400)
+}
+
+/// The date `days` days after 1970-01-01, in a calendar whose years begin in March, so that the leap day is a year's last.
+fn date(days: u64) -> String {
+    let z = days + 719_468;
+    let (era, day) = (z / 146_097, z % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let (d, month) =
+        (of_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{d:02}")
 }
 
 /// Runs one case twice and compares.
@@ -172,4 +193,18 @@ fn upload(gpu: Gpu, value: &Value) -> Result<(Arg, Held)> {
         }
     };
     Ok((held.arg(), held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+
+    #[test]
+    fn dates_are_civil() {
+        for (days, text) in
+            [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_454, "2026-01-01")]
+        {
+            assert_eq!(date(days), text);
+        }
+    }
 }
