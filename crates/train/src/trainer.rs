@@ -11,7 +11,7 @@ use crate::{
         CONFIG_FILE, Checkpoint, RunFolder, TRAINING_DIR, TrainerState, load_optimizer, save_optimizer,
     },
     config::Carry,
-    data::{Batch, Loader},
+    data::{Batch, Loader, Prefetch},
     files_of_text,
     gradient::{losses, step_gradient},
     observer::{Stats, Validation},
@@ -41,7 +41,7 @@ pub struct Trainer<M> {
     config: TrainConfig,
     schedule: Schedule,
     optimizer: AdamW,
-    loader: Loader,
+    data: Prefetch,
     step: u64,
     tokens: u64,
     /// Seconds of earlier parts of the run.
@@ -61,13 +61,14 @@ impl<M: Trainable> Trainer<M> {
         }
         let optimizer = AdamW::new(&config.optim, model.params(), |name| model.wants_weight_decay(name))?;
         let loader = Loader::new(&config.data_config(), &tokenizer)?;
+        let data = Prefetch::new(loader, config.data.prefetch);
         Ok(Trainer {
             model,
             tokenizer,
             schedule: config.schedule(),
             config: config.clone(),
             optimizer,
-            loader,
+            data,
             step: 0,
             tokens: 0,
             seconds_before: 0.0,
@@ -83,7 +84,8 @@ impl<M: Trainable> Trainer<M> {
         let state = TrainerState::load(&checkpoint.training())?;
         self.model.load(&checkpoint.dir)?;
         self.optimizer.load_state(load_optimizer(&checkpoint.training())?)?;
-        self.loader = Loader::resume(&self.config.data_config(), &self.tokenizer, &state.data)?;
+        let loader = Loader::resume(&self.config.data_config(), &self.tokenizer, &state.data)?;
+        self.data = Prefetch::new(loader, self.config.data.prefetch);
         (self.step, self.tokens, self.seconds_before) = (state.step, state.tokens, state.seconds);
         Ok(())
     }
@@ -121,7 +123,7 @@ impl<M: Trainable> Trainer<M> {
     pub fn train_step(&mut self) -> Result<Option<StepRecord>> {
         let mut batches: Vec<Batch> = Vec::with_capacity(self.config.train.accumulate);
         while batches.len() < self.config.train.accumulate {
-            let Some(batch) = self.loader.next_batch()? else { break };
+            let Some(batch) = self.data.next_batch()? else { break };
             batches.push(batch);
         }
         if batches.is_empty() {
@@ -187,7 +189,7 @@ impl<M: Trainable> Trainer<M> {
             let training = dir.join(TRAINING_DIR);
             save_optimizer(&training, &self.optimizer.state())?;
             let seed = self.config.train.seed;
-            let state = TrainerState::new(self.step, self.tokens, self.seconds(), seed, self.loader.state());
+            let state = TrainerState::new(self.step, self.tokens, self.seconds(), seed, self.data.state());
             state.save(&training)?;
             files_of_text(&training.join(CONFIG_FILE), &self.config.to_toml()?)
         })

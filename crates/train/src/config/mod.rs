@@ -115,6 +115,10 @@ impl TrainConfig {
         self.log.validate()?;
         self.data.validate()?;
         self.data_config().validate()?;
+        if self.data.prefetch > MAX_PREFETCH {
+            let problem = format!("is {}, expected at most {MAX_PREFETCH} batches", self.data.prefetch);
+            return Err(Error::config("data.prefetch", problem));
+        }
         for (i, source) in self.data.validation.iter().enumerate() {
             source.validate(&format!("data.validation[{i}]"))?;
         }
@@ -182,6 +186,9 @@ impl TrainConfig {
         toml::to_string(self).map_err(|e| Error::config("run.toml", e.to_string()))
     }
 }
+
+/// More batches than a run can be ahead of itself with any use.
+const MAX_PREFETCH: usize = 4096;
 
 /// Takes one section out of the table; everything in it must be known.
 fn read<S: Section>(table: &mut Table, section: &str, keys: &[Key]) -> Result<S> {

@@ -70,6 +70,8 @@ section! {
         seed: Option<u64> = None,
         /// Begin again when a source is used up; without it training ends early with the data.
         repeat: bool = blank().repeat,
+        /// Batches that a thread of its own makes ahead of their use; 0 makes each when it is needed. Changes no result.
+        prefetch: usize = 4,
         /// Put the tokenizer's BOS before each document; unset: if `tokenizer.json` asks for it.
         bos: Option<bool> = blank().bos,
         /// Put the tokenizer's EOS after each document; unset: if the tokenizer has one.

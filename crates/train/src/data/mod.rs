@@ -2,7 +2,7 @@
 //!
 //! The way of a token: files ([`SourceConfig`]) are read in pieces (a document, or part of a very long one), pieces are tokenised
 //! as they come, tokens are cut into segments, segments are shuffled in windows, sources are mixed by weight, and segments fill
-//! batches of `seq_len * batch_size` tokens ([`Loader`], [`Batch`]).
+//! batches of `seq_len * batch_size` tokens ([`Loader`], [`Batch`]), ahead of their use ([`Prefetch`]).
 //!
 //! Policy: memory does not depend on the size of the files. Every step is a function of the configuration and a position that is a
 //! few numbers, so [`DataState`] is small and a resumed run gets exactly the batches it would have got. Nothing is skipped
@@ -16,6 +16,7 @@ mod jsonl;
 mod lines;
 mod loader;
 mod parquet;
+mod prefetch;
 mod segments;
 mod shards;
 mod shuffle;
@@ -27,4 +28,5 @@ mod texts;
 pub use config::{DataConfig, Format, Packing, SourceConfig, TextUnit};
 pub use files::FileStamp;
 pub use loader::{Batch, DataState, IGNORE, Loader};
+pub use prefetch::Prefetch;
 pub use texts::{read_text, texts, train_tokenizer};

@@ -190,3 +190,76 @@ fn a_wild_state_is_an_error() {
     bad["current"] = serde_json::json!([3, 1]);
     assert!(Loader::resume(&config, &bytes(), &serde_json::from_value(bad).unwrap()).is_err());
 }
+
+/// Working ahead changes nothing: batches, the position between them, the end.
+#[test]
+fn prefetched_batches_and_positions_are_the_loaders() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        DataConfig { repeat: false, shuffle: 7, seq_len: 50, ..DataConfig::new(mixture(dir.path())) };
+    let (batches, states) = uninterrupted(&config, &bytes(), usize::MAX);
+    assert!(batches.len() > 10);
+    for ahead in [0, 1, 5] {
+        for start in [0, 3] {
+            let loader = Loader::resume(&config, &bytes(), &states[start]).unwrap();
+            let mut data = Prefetch::new(loader, ahead);
+            for i in start..batches.len() {
+                // Give it time to run ahead of what is taken.
+                std::thread::sleep(std::time::Duration::from_millis((i % 3) as u64));
+                assert_eq!(data.state(), states[i]);
+                assert_eq!(data.next_batch().unwrap().as_ref(), Some(&batches[i]));
+            }
+            assert_eq!(data.state(), states[batches.len()]);
+            assert_eq!(data.next_batch().unwrap(), None);
+            assert_eq!(data.next_batch().unwrap(), None);
+        }
+    }
+}
+
+/// An error comes after the batches before it, and once; a prefetcher that is dropped early leaves no thread.
+#[test]
+fn prefetching_carries_errors_and_ends_with_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = jsonl(&["a document of some length"; 40]);
+    let path = write(dir.path(), "x.jsonl", format!("{good}not json\n"));
+    let config = super::config(vec![source(&path)]);
+    let expected = {
+        let mut loader = Loader::new(&config, &bytes()).unwrap();
+        let mut n = 0;
+        loop {
+            match loader.next_batch() {
+                Ok(Some(_)) => n += 1,
+                Ok(None) => panic!("the file is broken"),
+                Err(e) => break (n, e.to_string()),
+            }
+        }
+    };
+    let mut data = Prefetch::new(Loader::new(&config, &bytes()).unwrap(), 3);
+    for _ in 0..expected.0 {
+        assert!(data.next_batch().unwrap().is_some());
+    }
+    assert_eq!(data.next_batch().unwrap_err().to_string(), expected.1);
+    assert!(data.next_batch().unwrap().is_none());
+
+    let endless = DataConfig {
+        repeat: true,
+        ..super::config(vec![source(&write(dir.path(), "y.txt", "text ".repeat(99)))])
+    };
+    let threads = || {
+        std::fs::read_dir("/proc/self/task").map_or(0, |tasks| {
+            let name = |t: std::io::Result<std::fs::DirEntry>| {
+                std::fs::read_to_string(t.ok()?.path().join("comm")).ok()
+            };
+            tasks.filter_map(name).filter(|n| n.trim() == "data").count()
+        })
+    };
+    for taken in [0, 4].repeat(30) {
+        let mut data = Prefetch::new(Loader::new(&endless, &bytes()).unwrap(), 2);
+        for _ in 0..taken {
+            data.next_batch().unwrap();
+        }
+        // The queue is full and its thread waits. Dropping must not hang, and joins it.
+        drop(data);
+    }
+    assert!(threads() < 20, "threads are left behind");
+}
