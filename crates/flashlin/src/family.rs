@@ -58,6 +58,9 @@ pub trait FamilyDef: Sync + 'static {
     /// Names of the checkpoint's outer modules.
     const LAYOUT: KeyLayout = KeyLayout { root: "model", final_norm: "norm" };
 
+    /// Whether the embedding of `pad_token_id` learns nothing as an input, as in the peer's models but Mamba-2.
+    const FREEZES_PADDING: bool = true;
+
     /// Defaults of base keys where they differ from the common ones.
     fn defaults() -> Value {
         Value::Object(Map::new())
@@ -157,6 +160,10 @@ impl<F: FamilyDef> ModelFamily for F {
     fn layout(&self) -> KeyLayout {
         F::LAYOUT
     }
+
+    fn freezes_padding(&self) -> bool {
+        F::FREEZES_PADDING
+    }
 }
 
 /// The usual block: mixer (or softmax attention at hybrid layers), then gated MLP, each behind an RMS norm.
@@ -194,8 +201,7 @@ pub(crate) fn check_mlp(base: &BaseConfig) -> Result<()> {
 
 /// `size * factor` where the product must be a positive multiple of `parts`.
 pub(crate) fn scaled(key: &'static str, size: usize, factor: f64, parts: usize) -> Result<usize> {
-    let product = size as f64 * factor;
-    let n = product as usize;
+    let (product, n) = (size as f64 * factor, width(size, factor));
     if !(product.is_finite() && factor > 0.0)
         || n == 0
         || n > 1 << 31
@@ -208,6 +214,11 @@ pub(crate) fn scaled(key: &'static str, size: usize, factor: f64, parts: usize) 
     }
     divides(key, n, parts)?;
     Ok(n)
+}
+
+/// `size * factor` as a number of channels; [`scaled`] has checked that it is one, but for rounding (3 * (1 / 3.0), say).
+pub(crate) fn width(size: usize, factor: f64) -> usize {
+    (size as f64 * factor).round() as usize
 }
 
 /// Errors unless `parts` (heads) is positive and divides `n`.

@@ -39,6 +39,10 @@ pub trait ModelFamily: Sync {
     fn layout(&self) -> KeyLayout {
         KeyLayout::default()
     }
+    /// Whether the embedding of `pad_token_id` learns nothing as an input.
+    fn freezes_padding(&self) -> bool {
+        true
+    }
 }
 
 /// The typed config of a family.

@@ -21,8 +21,8 @@ config_keys! {
         /// Activation of the MLP and of the output gate; the gated MLP supports `swish` (also spelt `silu`).
         Results hidden_act: String = "swish".into();
         /// Added to the mean square in norms.
-        Results norm_eps: f64 = 1e-6;
-        /// Whether the mixer's output norm has a weight.
+        Results norm_eps: f64 = 1e-6, aliases ["rms_norm_eps", "layer_norm_epsilon"];
+        /// Whether the mixer's output norm has a weight (null: it has none).
         Results elementwise_affine: Option<bool> = Some(true);
         /// Use the embedding as output projection.
         Results tie_word_embeddings: bool = false;
@@ -36,8 +36,8 @@ config_keys! {
         Results bos_token_id: Option<u32> = Some(1);
         /// Token or tokens that end one.
         Results eos_token_id: Value = Value::from(2);
-        /// Token that pads batches.
-        Hint pad_token_id: Option<i64> = None;
+        /// Token that pads batches. Its embedding learns nothing where the token is read (but for mamba2).
+        Results pad_token_id: Option<i64> = None;
         /// Which kernels the peer runs; here the number of tokens decides, with equal results.
         Hint attn_mode: String = "chunk".into();
         /// Length the model was meant for; nothing here is limited by it.
@@ -93,15 +93,16 @@ impl BaseConfig {
 
     /// Refuses sizes that cannot be.
     pub(super) fn check(&self) -> Result<()> {
-        const LIMIT: usize = 1 << 31;
-        for (key, n) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("intermediate_size", self.mlp_size()),
+        const WIDEST: usize = 1 << 31;
+        const DEEPEST: usize = 1 << 16;
+        for (key, n, limit) in [
+            ("vocab_size", self.vocab_size, WIDEST),
+            ("hidden_size", self.hidden_size, WIDEST),
+            ("num_hidden_layers", self.num_hidden_layers, DEEPEST),
+            ("intermediate_size", self.mlp_size(), WIDEST),
         ] {
-            if n == 0 || n > LIMIT {
-                return Err(Error::config(key, format!("is {n}, expected 1..={LIMIT}")));
+            if n == 0 || n > limit {
+                return Err(Error::config(key, format!("is {n}, expected 1..={limit}")));
             }
         }
         for (key, x) in [("norm_eps", self.norm_eps), ("initializer_range", self.initializer_range)] {

@@ -70,6 +70,8 @@ fn impossible_sizes_are_named() {
         (json!({"model_type": "gated_deltanet", "output_gate_activation": "relu"}), "output_gate_activation"),
         (json!({"model_type": "kda", "safe_gate": true}), "lower_bound"),
         (json!({"model_type": "kda", "lower_bound": 1.0}), "lower_bound"),
+        (json!({"model_type": "kda", "lower_bound": -6.0, "safe_gate": true}), "lower_bound"),
+        (json!({"model_type": "retnet", "feature_map": "sqrelu"}), "feature_map"),
         (json!({"model_type": "delta_net", "qk_norm": "l3"}), "qk_norm"),
         (json!({"model_type": "transformer", "num_heads": 5}), "num_heads"),
         (json!({"model_type": "transformer", "window_size": 0}), "window_size"),
@@ -123,6 +125,31 @@ fn saving_keeps_every_key() {
     assert_eq!(Value::Object(parse(raw.clone()).unwrap().to_json()), raw);
 }
 
+/// What a key of the peer means where that is easily got wrong; `tests/python/second.py` computes with all of these.
+#[test]
+fn keys_mean_what_the_peer_means() {
+    let names = |v: Value| {
+        let config = parse(v).unwrap();
+        let model = crate::Model::blank(&config, crate::DType::F32, &crate::Device::Cpu).unwrap();
+        model.params().iter().map(|p| format!("{} {:?}", p.name(), p.dims())).collect::<Vec<_>>().join(" ")
+    };
+    let small = |extra: Value| {
+        let mut v = json!({"hidden_size": 48, "num_hidden_layers": 1, "vocab_size": 9, "num_heads": 2});
+        v.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        v
+    };
+    let affine = |value: Value| names(small(json!({"model_type": "gla", "elementwise_affine": value})));
+    assert!(affine(json!(true)).contains("g_norm") && !affine(json!(null)).contains("g_norm"));
+    // 48 * (1 / 3) is a little less than 16 in binary.
+    assert!(
+        names(small(json!({"model_type": "gla", "expand_k": 1.0 / 3.0}))).contains("q_proj.weight [16, 48]")
+    );
+    let retnet =
+        names(small(json!({"model_type": "retnet", "use_short_conv": true, "feature_map": "relu2"})));
+    assert!(!retnet.contains("conv1d"), "{retnet}");
+    assert!(parse(json!({"model_type": "kda", "lower_bound": -6.0})).is_ok());
+}
+
 #[test]
 fn presets_are_valid() {
     for family in REGISTRY {
@@ -156,5 +183,40 @@ proptest::proptest! {
         map.insert("model_type".into(), family.model_type().into());
         map.insert(keys[key % keys.len()].name.into(), value);
         let _ = Config::from_json(map);
+    }
+
+    /// Bytes of a file: a valid configuration with damage, through parsing and checks to the error's text.
+    #[test]
+    fn damaged_files_never_panic(
+        family in 0..REGISTRY.len(),
+        preset in 0usize..4,
+        damages in proptest::prelude::prop::collection::vec((proptest::prelude::any::<proptest::prelude::prop::sample::Index>(), 0usize..12), 0..6),
+    ) {
+        let family = REGISTRY[family];
+        let presets = family.presets();
+        let mut keys = presets[preset % presets.len()].1.clone();
+        keys.insert("model_type".into(), family.model_type().into());
+        keys.insert("attn".into(), json!([{"layers": [0], "num_heads": 2, "window_size": 5}]));
+        let mut bytes = serde_json::to_vec(&keys).unwrap();
+        for (at, how) in damages {
+            let i = at.index(bytes.len());
+            match how {
+                0 => bytes.truncate(i.max(1)),
+                1 => bytes[i] = 0xff,
+                2 => bytes.splice(i..i, *b"Infinity").for_each(drop),
+                3 => bytes.splice(i..i, *b"999999999999999999999").for_each(drop),
+                4 => { bytes.remove(i); if bytes.is_empty() { bytes.push(b'{'); } }
+                n => bytes[i] = b"{}[],:\"-0e\\"[n - 5],
+            }
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        match Config::load(file.path()) {
+            Ok(config) => { let _ = (config.to_json(), config.base().eos_token_ids()); }
+            Err(e) => {
+                let text = e.to_string();
+                assert!(text.contains(&file.path().display().to_string()), "{text}");
+            }
+        }
     }
 }

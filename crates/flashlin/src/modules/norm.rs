@@ -69,7 +69,7 @@ impl OutputNorm {
         width: usize,
         heads: usize,
     ) -> Result<Self> {
-        let affine = base.elementwise_affine.unwrap_or(true);
+        let affine = base.elementwise_affine.unwrap_or(false);
         let fused = gated && base.fuse_norm && base.hidden_act == "swish";
         let name = if fused { "g_norm_swish_gate" } else { "g_norm" };
         let gate = match gated {

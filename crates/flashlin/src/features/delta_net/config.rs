@@ -21,12 +21,14 @@ config_keys! {
         Results use_beta: bool = true;
         /// Double beta, so that eigenvalues of the transition may be negative.
         Results allow_neg_eigval: bool = false;
-        /// Normalisation of q and k: l2 or sum.
+        /// Normalisation of q and k: l2, or sum (of the magnitudes).
         Results qk_norm: String = "l2".into();
         /// Activation of q and k: silu, relu, elu (plus one) or identity.
         Results qk_activation: String = "silu".into();
         /// The peer's layer always normalises its output.
         Hint use_output_norm: bool = true;
+        /// The peer's chunk in older versions; here results do not depend on it.
+        Hint chunk_size: usize = 64;
     }
 }
 crate::family::impl_keys!(DeltaNetKeys);

@@ -7,6 +7,7 @@ use super::DeltaNetKeys;
 use crate::{
     Error, Result,
     config::BaseConfig,
+    family::width,
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{Activation, Heads, Linear, OutputNorm, Stream, linears, mixer_state, recur},
@@ -65,6 +66,12 @@ impl QkNorm {
     }
 }
 
+/// x / max(sum |x|, 1e-6) over the last dimension.
+fn sum_norm(x: &Var) -> Result<Var> {
+    let size = x.relu()?.add(&x.neg()?.relu()?)?.sum(&[3], true)?;
+    Ok(x.div(&size.clamp(1e-6, f64::MAX)?)?)
+}
+
 /// The delta rule: S += k (beta (v - S^T k))^T, o = S^T q.
 pub struct DeltaNetMixer {
     q: Stream,
@@ -87,7 +94,7 @@ impl DeltaNetMixer {
     /// Sizes that do not fit.
     pub fn new(init: &Init, base: &BaseConfig, own: &DeltaNetKeys) -> Result<Self> {
         let (d, h) = (base.hidden_size, own.num_heads);
-        let (kd, vd) = ((d as f64 * own.expand_k) as usize, (d as f64 * own.expand_v) as usize);
+        let (kd, vd) = (width(d, own.expand_k), width(d, own.expand_v));
         let conv = own.use_short_conv.then_some(own.conv_size);
         let qk_activation = QkActivation::parse(&own.qk_activation)?;
         let silu = Some(Activation::Silu);
@@ -116,7 +123,7 @@ impl Layer for DeltaNetMixer {
         let mut k = self.qk_activation.apply(&self.k.finish(k, ctx)?.heads(self.heads)?)?;
         let v = self.v.finish(v, ctx)?.heads(self.heads)?;
         if self.qk_norm == QkNorm::Sum {
-            (q, k) = (q.div(&q.sum(&[3], true)?)?, k.div(&k.sum(&[3], true)?)?);
+            (q, k) = (sum_norm(&q)?, sum_norm(&k)?);
         }
         // A strength that is not learned is 1.
         let ones = || Tensor::ones(&[x.dim(0), x.dim(1), self.heads], x.dtype(), &x.device());

@@ -19,6 +19,8 @@ config_keys! {
         Results use_short_conv: bool = false;
         /// Width of the short convolutions.
         Results conv_size: usize = 4;
+        /// Of older versions, without effect but on convolutions, whose weights then had other names.
+        Hint share_conv_kernel: bool = false;
         /// Gate the output.
         Results use_output_gate: bool = true;
         /// Lower limit of the log decay.

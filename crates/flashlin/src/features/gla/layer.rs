@@ -7,6 +7,7 @@ use super::GlaKeys;
 use crate::{
     Result,
     config::BaseConfig,
+    family::width,
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
@@ -42,7 +43,7 @@ impl GatedLinearAttention {
     /// Sizes that do not fit.
     pub fn new(init: &Init, base: &BaseConfig, own: &GlaKeys) -> Result<Self> {
         let d = base.hidden_size;
-        let (kd, vd) = ((d as f64 * own.expand_k) as usize, (d as f64 * own.expand_v) as usize);
+        let (kd, vd) = (width(d, own.expand_k), width(d, own.expand_v));
         let kv_heads = own.num_kv_heads.unwrap_or(own.num_heads);
         let groups = own.num_heads / kv_heads;
         let conv = own.use_short_conv.then_some(own.conv_size);

@@ -21,7 +21,7 @@ config_keys! {
         Results allow_neg_eigval: bool = false;
         /// The gate is bounded below (needs `lower_bound`); `A_log` then starts at zero.
         Results safe_gate: bool = false;
-        /// Lower bound of the log decay, in [-5, 0): the gate is `lower_bound * sigmoid(e^A (f + dt_bias))`.
+        /// Lower bound of the log decay, below 0 (with `safe_gate` at least -5): the gate is `lower_bound * sigmoid(e^A (f + dt_bias))`.
         Results lower_bound: Option<f64> = None;
     }
 }

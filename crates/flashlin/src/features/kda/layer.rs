@@ -12,6 +12,7 @@ use super::KdaKeys;
 use crate::{
     Result,
     config::BaseConfig,
+    family::width,
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
     modules::{
@@ -46,7 +47,7 @@ impl KimiDeltaAttention {
     pub fn new(init: &Init, base: &BaseConfig, own: &KdaKeys) -> Result<Self> {
         let (d, h) = (base.hidden_size, own.num_heads);
         let hv = own.num_v_heads.unwrap_or(h);
-        let (dk, dv) = (own.head_dim, (own.head_dim as f64 * own.expand_v) as usize);
+        let (dk, dv) = (own.head_dim, width(own.head_dim, own.expand_v));
         let conv = own.use_short_conv.then_some(own.conv_size);
         let silu = Some(Activation::Silu);
         let a_init = if own.safe_gate { Dist::Zeros } else { Dist::LogUniform(1.0, 16.0) };

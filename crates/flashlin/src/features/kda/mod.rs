@@ -49,11 +49,12 @@ impl FamilyDef for Kda {
             None if own.safe_gate => {
                 return Err(Error::config("lower_bound", "is null, but safe_gate needs one in [-5, 0)"));
             }
-            Some(b) if !(-5.0..0.0).contains(&b) => {
-                return Err(Error::config(
-                    "lower_bound",
-                    format!("is {b}, expected a number in [-5, 0) or null"),
-                ));
+            Some(b) if own.safe_gate && !(-5.0..0.0).contains(&b) => {
+                let problem = format!("is {b}, expected a number in [-5, 0) with safe_gate");
+                return Err(Error::config("lower_bound", problem));
+            }
+            Some(b) if !(b < 0.0 && b.is_finite()) => {
+                return Err(Error::config("lower_bound", format!("is {b}, expected a number < 0 or null")));
             }
             _ => {}
         }

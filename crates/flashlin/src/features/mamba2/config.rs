@@ -1,5 +1,7 @@
 //! Config keys of Mamba-2.
 
+use serde_json::Value;
+
 use crate::config::config_keys;
 
 config_keys! {
@@ -28,7 +30,7 @@ config_keys! {
         /// D per channel instead of per head.
         Results D_has_hdim: bool = false;
         /// Gated RMS norm before the output projection; otherwise the gate multiplies alone.
-        Results rmsnorm: bool = true;
+        Results rmsnorm: bool = true, aliases ["rms_norm"];
         /// Normalise before the gate instead of after.
         Results norm_before_gate: bool = false;
         /// Smallest initial step.
@@ -45,6 +47,8 @@ config_keys! {
         Results rescale_prenorm_residual: bool = true;
         /// The peer's chunk; here results do not depend on it.
         Hint chunk_size: usize = 256;
+        /// Of older versions; never read.
+        Hint time_step_rank: Value = Value::Null;
     }
 }
 crate::family::impl_keys!(Mamba2Keys);

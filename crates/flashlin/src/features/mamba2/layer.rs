@@ -9,6 +9,7 @@ use super::Mamba2Keys;
 use crate::{
     Result,
     config::BaseConfig,
+    family::width,
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
     modules::{Conv1d, Heads, Linear, MambaNorm, activation, recur, recurrent_spec},
@@ -38,7 +39,7 @@ impl Mamba2Mixer {
     /// # Errors
     /// Sizes that do not fit.
     pub fn new(init: &Init, base: &BaseConfig, own: &Mamba2Keys) -> Result<Self> {
-        let inner = (base.hidden_size as f64 * own.expand) as usize;
+        let inner = width(base.hidden_size, own.expand);
         let heads = inner / own.head_dim;
         let conv_dim = inner + 2 * own.n_groups * own.state_size;
         let step = Dist::InverseSoftplusStep { min: own.dt_min, max: own.dt_max, floor: own.dt_init_floor };

@@ -38,6 +38,7 @@ impl FamilyDef for Mamba2 {
         "attn_mode",
         "elementwise_affine",
     ];
+    const FREEZES_PADDING: bool = false;
     const LAYOUT: KeyLayout = KeyLayout { root: "backbone", final_norm: "norm_f" };
 
     fn defaults() -> Value {

@@ -13,12 +13,14 @@ config_keys! {
         Results num_heads: usize = 8;
         /// Heads of keys and values. Null: `num_heads`.
         Results num_kv_heads: Option<usize> = None;
-        /// Activation on q and k: null, relu, sigmoid, logsigmoid, silu, swish, sqrelu or gelu.
+        /// Activation on q and k: null, relu, sigmoid, silu, swish, relu2, gelu (exact), gelu_new or gelu_pytorch_tanh.
         Results feature_map: Option<String> = None;
-        /// Short convolutions on q, k and v.
-        Results use_short_conv: bool = false;
-        /// Width of the short convolutions.
-        Results conv_size: usize = 4;
+        /// The peer's RetNet never builds the short convolutions that this asks for; its checkpoints have none.
+        Hint use_short_conv: bool = false;
+        /// As `use_short_conv`.
+        Hint conv_size: usize = 4;
+        /// Of older versions, without effect but on convolutions, whose weights then had other names.
+        Hint share_conv_kernel: bool = false;
         /// Gate the output.
         Results use_output_gate: bool = true;
     }

@@ -3,15 +3,15 @@
 use flashlin_ops::decay::{DecayArgs, retention_gamma};
 use flashlin_tensor::{Tensor, Var};
 
-use super::RetNetKeys;
+use super::{RetNetKeys, feature_map};
 use crate::{
     Result,
     config::BaseConfig,
+    family::width,
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Heads, Linear, OutputNorm, Rotary, Stream, activate, activation, linears, mixer_state,
-        recur,
+        Activation, Heads, Linear, OutputNorm, Rotary, Stream, activate, linears, mixer_state, recur,
     },
     state::StateSpec,
 };
@@ -37,7 +37,7 @@ impl MultiScaleRetention {
     /// Sizes that do not fit.
     pub fn new(init: &Init, base: &BaseConfig, own: &RetNetKeys) -> Result<Self> {
         let d = base.hidden_size;
-        let (kd, vd) = ((d as f64 * own.expand_k) as usize, (d as f64 * own.expand_v) as usize);
+        let (kd, vd) = (width(d, own.expand_k), width(d, own.expand_v));
         let kv_heads = own.num_kv_heads.unwrap_or(own.num_heads);
         let groups = own.num_heads / kv_heads;
         let conv = own.use_short_conv.then_some(own.conv_size);
@@ -48,7 +48,7 @@ impl MultiScaleRetention {
             rotary: Rotary::new(kd / own.num_heads, 10_000.0)?,
             norm: OutputNorm::swish(init, base, own.use_output_gate, vd, own.num_heads)?,
             out: Linear::new(&init.sub("o_proj"), vd, d, false)?,
-            feature_map: own.feature_map.as_deref().map(|m| activation("feature_map", m)).transpose()?,
+            feature_map: own.feature_map.as_deref().map(feature_map).transpose()?,
             heads: own.num_heads,
             kv_heads,
             dims: [kd / own.num_heads, vd / own.num_heads],

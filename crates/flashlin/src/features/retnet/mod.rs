@@ -10,13 +10,29 @@ pub use config::RetNetKeys;
 pub use layer::MultiScaleRetention;
 
 use crate::{
-    Result,
+    Error, Result,
     backbone::Block,
     config::BaseConfig,
     family::{FamilyDef, check_head_dim, check_mlp, divides, even_head_dim, mixer_and_mlp, scaled},
     init::Init,
-    modules::activation,
+    modules::Activation,
 };
+
+/// The feature map of this name. The peer takes RetNet's from `transformers`, whose names mean other functions than its own.
+fn feature_map(name: &str) -> Result<Activation> {
+    Ok(match name {
+        "relu" => Activation::Relu,
+        "sigmoid" => Activation::Sigmoid,
+        "silu" | "swish" => Activation::Silu,
+        "relu2" => Activation::SqRelu,
+        "gelu" => Activation::GeluErf,
+        "gelu_new" | "gelu_pytorch_tanh" => Activation::Gelu,
+        other => {
+            let known = "relu, sigmoid, silu, swish, relu2, gelu, gelu_new, gelu_pytorch_tanh";
+            return Err(Error::config("feature_map", format!("is `{other}`; supported: {known}")));
+        }
+    })
+}
 
 /// The family `retnet`.
 pub struct RetNet;
@@ -48,11 +64,13 @@ impl FamilyDef for RetNet {
         check_head_dim("expand_k", k / own.num_heads)?;
         even_head_dim("expand_k", k / own.num_heads)?;
         check_head_dim("expand_v", v / own.num_heads)?;
-        own.feature_map.as_deref().map(|m| activation("feature_map", m)).transpose()?;
+        own.feature_map.as_deref().map(feature_map).transpose()?;
         divides("num_kv_heads", own.num_heads, own.num_kv_heads.unwrap_or(own.num_heads))
     }
 
     fn block(base: &BaseConfig, own: &RetNetKeys, layer: usize, init: &Init) -> Result<Block> {
-        mixer_and_mlp(base, layer, init, |at| MultiScaleRetention::new(at, base, own))
+        // The layer could; the peer's model passes neither key on.
+        let own = RetNetKeys { use_short_conv: false, ..own.clone() };
+        mixer_and_mlp(base, layer, init, |at| MultiScaleRetention::new(at, base, &own))
     }
 }

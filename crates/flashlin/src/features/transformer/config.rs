@@ -10,13 +10,15 @@ config_keys! {
         /// Key/value heads. Null: `num_heads`.
         Results num_kv_heads: Option<usize> = None;
         /// Biases on the q, k and v projections.
-        Results qkv_bias: bool = false;
+        Results qkv_bias: bool = false, aliases ["attention_bias"];
         /// RMS norm on each head of q and k.
         Results qk_norm: bool = false;
         /// Tokens a query sees, itself included. Null: all before it.
         Results window_size: Option<usize> = None;
         /// Base of the rotary embedding.
         Results rope_theta: f64 = 10000.0;
+        /// The peer's transformer never reads it: its norms have weights.
+        Hint elementwise_affine: Option<bool> = Some(true);
     }
 }
 crate::family::impl_keys!(TransformerKeys);

@@ -26,7 +26,7 @@ impl FamilyDef for Transformer {
     const SUMMARY: &'static str = "softmax attention with rotary embedding: the baseline";
     const PAPER: &'static str = "Vaswani et al., Attention Is All You Need, 2017 (arXiv:1706.03762); Touvron et al., LLaMA, 2023 (arXiv:2302.13971)";
     const README: &'static str = include_str!("README.md");
-    const ABSENT: &'static [&'static str] = &["attn", "attn_mode"];
+    const ABSENT: &'static [&'static str] = &["attn", "attn_mode", "elementwise_affine"];
 
     fn presets() -> Vec<(&'static str, Value)> {
         vec![
