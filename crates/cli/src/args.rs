@@ -34,8 +34,8 @@ pub struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// Threads to compute with [default: all cores]; results do not depend on it
-    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
-    pub threads: Option<std::num::NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
     /// Say more on stderr (-v, -vv, -vvv)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     pub verbose: u8,
@@ -75,7 +75,7 @@ impl Global {
             .init();
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(n) = self.threads {
-            pool = pool.num_threads(n.get());
+            pool = pool.num_threads(usize::from(n));
         }
         pool.build_global()?;
         let threads = rayon::current_num_threads();

@@ -31,7 +31,7 @@ fn models() -> String {
         table.row([name, r.summary.into(), r.modes.join(", "), r.dtypes.join(", "), r.devices.join(", ")]);
     }
     text.push_str(&table.markdown());
-    text.push_str("\nEvery family also takes softmax attention at chosen layers (`attn`, see [config.md](config.md)).\n");
+    text.push_str("\nEvery family but mamba2 (and the transformer, which has nothing else) also takes softmax attention at chosen layers (`attn`, see [config.md](config.md)).\n");
     for family in REGISTRY {
         text.push_str(&format!("\n## {}\n\nPaper: {}. ", family.model_type(), family.paper()));
         text.push_str(&format!("Class in `architectures`: `{}`. Presets:\n\n", family.architecture()));

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, config::parse_json};
 
 /// Names of temporary files and folders begin with this; what begins with it may be deleted when no run is active.
 pub const TEMP_PREFIX: &str = ".flashlin-tmp-";
@@ -51,13 +51,15 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_bytes(path, &bytes)
 }
 
-/// Reads and parses a JSON file.
+/// Reads and parses a JSON file, with the numbers that Python writes and JSON lacks ([`parse_json`]).
 ///
 /// # Errors
 /// When it cannot be read, or is not JSON of the expected form (`what` names it in the message).
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
     let bytes = fs::read(path).map_err(Error::io(path, "reading"))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not a usable {what}: {e}")))
+    let bad = |problem: String| Error::file(path, format!("not a usable {what}: {problem}"));
+    let text = std::str::from_utf8(&bytes).map_err(|e| bad(e.to_string()))?;
+    parse_json(text).map_err(|e| bad(e.to_string()))
 }
 
 /// Creates a folder and its parents.

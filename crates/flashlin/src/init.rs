@@ -1,11 +1,16 @@
 //! Building parameters: names, shapes, initial values. A parameter's value depends on the seed and its name
 //! alone, so adding one moves no other.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+};
 
 use flashlin_tensor::{DType, Device, Parameter, Philox, Tensor};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,17 +82,26 @@ pub struct Init {
     std: f64,
     /// Values will be loaded: zeros do.
     blank: bool,
+    /// Values that may still be made.
+    room: Rc<Cell<u64>>,
 }
 
 impl Init {
     /// The root of a new tree: values are drawn from `seed`, linear weights with standard deviation `std`.
     pub fn new(dtype: DType, device: Device, seed: u64, std: f64) -> Self {
-        Init { prefix: String::new(), list: Rc::default(), dtype, device, seed, std, blank: false }
+        let room = Rc::new(Cell::new(u64::MAX));
+        Init { prefix: String::new(), list: Rc::default(), dtype, device, seed, std, blank: false, room }
     }
 
     /// As [`Init::new`], but all values are zero, to be replaced by a checkpoint's.
     pub fn blank(dtype: DType, device: Device) -> Self {
         Init { blank: true, ..Self::new(dtype, device, 0, 0.0) }
+    }
+
+    /// As [`Init::blank`], for at most `values` values in all: a configuration that asks for far more than a checkpoint holds is
+    /// refused before it takes the memory (and the time) for that.
+    pub(crate) fn blank_within(dtype: DType, device: Device, values: u64) -> Self {
+        Init { room: Rc::new(Cell::new(values)), ..Self::blank(dtype, device) }
     }
 
     /// A child in the tree of names.
@@ -108,6 +122,15 @@ impl Init {
     /// When memory is short or the shape is absurd.
     pub fn param(&self, name: &str, dims: &[usize], dist: Dist, role: Role) -> Result<Arc<Parameter>> {
         let full = self.sub(name).prefix;
+        let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+        match count.and_then(|n| self.room.get().checked_sub(n)) {
+            Some(left) => self.room.set(left),
+            None => {
+                let problem =
+                    format!("the configuration asks for {full} {dims:?} and more than all of them hold");
+                return Err(Error::Weights { path: PathBuf::new(), problem });
+            }
+        }
         let dtype = if role == Role::Gate { self.dtype.accumulator() } else { self.dtype };
         let value = match dist {
             _ if self.blank => Tensor::zeros(dims, dtype, &self.device)?,

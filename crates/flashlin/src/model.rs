@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use flashlin_ops::{Mode, PackedSeqs};
-use flashlin_tensor::{DType, Device, Parameter, Tensor, Var, in_pool};
+use flashlin_tensor::{BackwardCtx, DType, Device, Parameter, Tensor, Var, in_pool};
 
 use crate::{
     Error, Result,
     backbone::{Block, PassCtx, run_block},
-    config::Config,
+    config::{Config, Map},
     head::{self, HeadInput},
     init::{Dist, Init, ParamList, Role},
     modules::{Linear, RmsNorm},
@@ -124,6 +124,8 @@ pub struct Output {
 /// A causal language model.
 pub struct Model {
     config: Config,
+    /// The `generation_config.json` that came with the weights.
+    pub(crate) generation: Option<Map>,
     params: Vec<Arc<Parameter>>,
     roles: Vec<Role>,
     tied: Vec<(String, String)>,
@@ -152,6 +154,13 @@ impl Model {
         Self::build(config, Init::blank(dtype, *device), dtype, device)
     }
 
+    /// A model to be filled by a checkpoint of `values` values.
+    pub(crate) fn blank_within(config: &Config, dtype: DType, device: &Device, values: u64) -> Result<Model> {
+        // What is missing or misshaped by an oversight is told by key later; this stops absurd sizes alone.
+        let room = values.saturating_mul(2).saturating_add(1 << 24);
+        Self::build(config, Init::blank_within(dtype, *device, room), dtype, device)
+    }
+
     fn build(config: &Config, init: Init, dtype: DType, device: &Device) -> Result<Model> {
         if !dtype.is_float() {
             return Err(Error::argument("dtype", format!("is {dtype}, expected f32, bf16, f16 or f64")));
@@ -175,6 +184,7 @@ impl Model {
         let ParamList { params, roles } = init.finish();
         Ok(Model {
             config: config.clone(),
+            generation: None,
             params,
             roles,
             tied,
@@ -326,7 +336,13 @@ impl Model {
 
     fn embed(&self, tokens: &Tokens) -> Result<Var> {
         match tokens {
-            Tokens::Ids(ids) => Ok(self.embeddings.var().index_select(ids)?),
+            Tokens::Ids(ids) => {
+                let x = self.embeddings.var().index_select(ids)?;
+                match self.frozen_row() {
+                    Some(pad) => without_gradient_at(x, ids, pad),
+                    None => Ok(x),
+                }
+            }
             Tokens::Embeds(x) if x.dims().last() == Some(&self.config.base().hidden_size) => {
                 Ok(x.to_dtype(self.dtype)?)
             }
@@ -336,6 +352,14 @@ impl Model {
                 Err(Error::argument("inputs_embeds", why))
             }
         }
+    }
+
+    /// The padding token, where its embedding learns nothing as an input. As in Python, -1 is the last row.
+    fn frozen_row(&self) -> Option<i64> {
+        let base = self.config.base();
+        let (pad, rows) = (base.pad_token_id?, base.vocab_size as i64);
+        let row = if pad < 0 { pad.checked_add(rows)? } else { pad };
+        ((0..rows).contains(&row) && self.config.family().freezes_padding()).then_some(row)
     }
 
     fn check_state(&self, state: Option<&ModelState>, rows: usize) -> Result<Vec<usize>> {
@@ -363,4 +387,22 @@ impl Model {
             None => Ok(labels.clone()),
         }
     }
+}
+
+/// The same values; what flows back to the places where `ids` is `id` is dropped.
+fn without_gradient_at(x: Var, ids: &Tensor, id: i64) -> Result<Var> {
+    if !x.is_tracked() {
+        return Ok(x);
+    }
+    let column: Vec<usize> = ids.dims().iter().copied().chain([1]).collect();
+    let (from, after) = (ids.ge(id as f64)?.reshape(&column)?, ids.ge((id + 1) as f64)?.reshape(&column)?);
+    let backward = move |_: &mut BackwardCtx<'_>, grads: Vec<Option<Tensor>>| {
+        let drop = |g: Tensor| {
+            let zero = Tensor::zeros(&[], g.dtype(), &g.device())?;
+            let below = zero.where_(&from, &g)?;
+            g.where_(&after, &below)
+        };
+        grads.into_iter().map(|g| g.map(drop).transpose()).collect()
+    };
+    Ok(Var::from_op1("padding", &[&x], x.tensor().clone(), || Box::new(backward)))
 }

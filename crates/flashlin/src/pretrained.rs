@@ -41,9 +41,26 @@ impl Model {
             Some(d) => d,
             None => saved_dtype(&config)?.unwrap_or_else(|| map.main_dtype()),
         };
-        let model = Model::blank(&config, dtype, device)?;
+        let mut model = Model::blank_within(&config, dtype, device, map.bytes()).map_err(|e| match e {
+            Error::Weights { problem, .. } => Error::Weights { path: dir.to_path_buf(), problem },
+            other => other,
+        })?;
         weights::load_into(model.params(), model.tied_keys(), &map, options)?;
+        model.adopt_generation_config(dir)?;
         Ok(model)
+    }
+
+    /// Keeps the `generation_config.json` of a folder, if it has one: [`Model::save`] writes it again, keys that nothing here knows
+    /// included. [`Model::load`] does this by itself.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no JSON object.
+    pub fn adopt_generation_config(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join(GENERATION_FILE);
+        if path.exists() {
+            self.generation = Some(files::read_json(&path, "generation config")?);
+        }
+        Ok(())
     }
 
     /// Saves the model into a folder, which is created. Loading it again gives the same bits.
@@ -68,7 +85,11 @@ impl Model {
         Value::Object(map)
     }
 
+    /// What was loaded, else what the configuration says of generation.
     fn generation_config(&self) -> Value {
+        if let Some(loaded) = &self.generation {
+            return Value::Object(loaded.clone());
+        }
         let base = self.config().base();
         let mut map = serde_json::Map::new();
         if let Some(bos) = base.bos_token_id {

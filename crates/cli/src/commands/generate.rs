@@ -34,6 +34,9 @@ pub struct Generate {
     /// Tokens to add at most [default: as generation_config.json says, else 128]
     #[arg(short = 'n', long, value_name = "N")]
     max_new_tokens: Option<usize>,
+    /// Do not read generation_config.json: config.json and the options here decide alone
+    #[arg(long)]
+    ignore_generation_config: bool,
     /// Always the most likely token, whatever generation_config.json says
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
@@ -93,9 +96,10 @@ impl Generate {
         let dir = self.hub.resolve(&self.model)?;
         let model = Model::load(&dir, dtype, &Device::Cpu)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        let defaults = GenerationConfig::load(&dir, model.config())?;
+        let defaults = self.defaults(&dir, &model)?;
         let session = self.session(&model, &tokenizer, &defaults, &prompts)?;
-        let mut run = Generator::new(&model, Some(&tokenizer), session, self.options(&defaults)?)?;
+        let options = self.options(&defaults, &session)?;
+        let mut run = Generator::new(&model, Some(&tokenizer), session, options)?;
         let stream = !ctx.out.json && run.results().len() == 1;
         if stream && self.echo {
             ctx.out.text(prompts.first().map_or("", String::as_str))?;
@@ -122,6 +126,19 @@ impl Generate {
             Some(path) => Ok(session.save(path, &model)?),
             None => Ok(()),
         }
+    }
+
+    /// What the model's folder says of generation, refused where it asks for more than there is.
+    fn defaults(&self, dir: &Path, model: &Model) -> anyhow::Result<GenerationConfig> {
+        if self.ignore_generation_config {
+            return Ok(GenerationConfig::from_config(model.config()));
+        }
+        GenerationConfig::load(dir, model.config()).map_err(|e| match e {
+            e @ flashlin::Error::Config { .. } => Failure::runtime(e.to_string())
+                .hint("change the file, or give --ignore-generation-config")
+                .into(),
+            other => other.into(),
+        })
     }
 
     /// The prompts from all places.
@@ -174,7 +191,7 @@ impl Generate {
         Ok(session)
     }
 
-    fn options(&self, defaults: &GenerationConfig) -> anyhow::Result<GenerateOptions> {
+    fn options(&self, defaults: &GenerationConfig, session: &Session) -> anyhow::Result<GenerateOptions> {
         let d = &defaults.sampling;
         let sampling = SamplingParams {
             temperature: if self.greedy { 0.0 } else { self.temperature.unwrap_or(d.temperature) },
@@ -189,11 +206,12 @@ impl Generate {
             let failure = Failure::usage("--top-k, --top-p and --min-p choose nothing at temperature 0");
             return Err(failure.hint("add --temperature, e.g. 0.8").into());
         }
+        let longest = (0..session.rows()).map(|row| session.tokens(row).len()).max().unwrap_or(0);
         Ok(GenerateOptions {
-            max_new_tokens: self.max_new_tokens.or(defaults.max_new_tokens).unwrap_or(128),
+            max_new_tokens: self.max_new_tokens.map_or_else(|| defaults.new_tokens(longest), Ok)?,
             sampling,
             eos: if self.ignore_eos { Vec::new() } else { defaults.eos.clone() },
-            stop: self.stop.clone(),
+            stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
             mode: self.mode,
             ..GenerateOptions::default()
         })

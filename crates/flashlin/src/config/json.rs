@@ -1,30 +1,17 @@
 //! JSON as Python writes it: bare `Infinity` and `NaN`, or `{"__float__": "Infinity"}`, stand for floats that
 //! JSON lacks.
 
-use std::path::Path;
-
 use serde_json::Value;
-
-use crate::{Error, Result};
 
 /// Parses JSON, accepting Python's bare `Infinity`, `-Infinity` and `NaN` (as `{"__float__": ..}`).
 ///
 /// # Errors
 /// Syntax errors with line and column.
-pub fn parse_json(text: &str) -> std::result::Result<Value, serde_json::Error> {
+pub fn parse_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(text).or_else(|first| {
         let marked = mark_floats(text);
         if marked == text { Err(first) } else { serde_json::from_str(&marked) }
     })
-}
-
-/// Reads a JSON file.
-///
-/// # Errors
-/// I/O and syntax errors that name the file.
-pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "reading"))?;
-    parse_json(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))
 }
 
 /// Wraps bare non-finite literals outside strings.
@@ -79,12 +66,13 @@ mod tests {
 
     #[test]
     fn python_floats_are_understood() {
-        let v = parse_json(r#"{"a": [0.0, Infinity], "b": "Infinity \" NaN", "c": -Infinity}"#).unwrap();
+        let v: Value =
+            parse_json(r#"{"a": [0.0, Infinity], "b": "Infinity \" NaN", "c": -Infinity}"#).unwrap();
         assert_eq!(v["b"], "Infinity \" NaN");
         assert_eq!(plain_floats(&v["a"]), serde_json::json!([0.0, f64::MAX]));
         assert_eq!(plain_floats(&v["c"]), serde_json::json!(f64::MIN));
         assert_eq!(plain_floats(&v["a"][1]), plain_floats(&serde_json::json!({"__float__": "Infinity"})));
-        assert!(parse_json("{\"a\": Infinit}").is_err());
-        assert!(parse_json("{\"a\\").is_err());
+        assert!(parse_json::<Value>("{\"a\": Infinit}").is_err());
+        assert!(parse_json::<Value>("{\"a\\").is_err());
     }
 }

@@ -16,12 +16,12 @@ use std::{path::Path, sync::Arc};
 pub use attn::AttentionSpec;
 pub use base::BaseConfig;
 pub use generic::GENERIC_KEYS;
-pub use json::{parse_json, read_json};
+pub use json::parse_json;
 pub(crate) use table::config_keys;
 pub use table::{Effect, KeyInfo, Map};
 
 use crate::{
-    Error, Result,
+    Error, Result, files,
     registry::{FamilyConfig, ModelFamily, find_family},
 };
 
@@ -66,10 +66,7 @@ impl Config {
     /// # Errors
     /// As [`Config::from_json`], and I/O or syntax errors that name the file.
     pub fn load(path: &Path) -> Result<Config> {
-        let value = read_json(path)?;
-        let serde_json::Value::Object(map) = value else {
-            return Err(Error::config("config.json", format!("{} is not a JSON object", path.display())));
-        };
+        let map: Map = files::read_json(path, "model configuration")?;
         Self::from_json(map).map_err(|e| e.in_file(path))
     }
 

@@ -11,13 +11,15 @@ mod state_file;
 mod text;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use flashlin_ops::Mode;
 
-pub use config::GenerationConfig;
+pub use config::{DEFAULT_NEW_TOKENS, GenerationConfig};
 pub use run::{Generator, generate};
 pub use session::Session;
 pub use state_file::STATE_FILE_VERSION;
@@ -44,7 +46,7 @@ pub struct GenerateOptions {
 impl Default for GenerateOptions {
     fn default() -> Self {
         GenerateOptions {
-            max_new_tokens: 128,
+            max_new_tokens: DEFAULT_NEW_TOKENS,
             sampling: SamplingParams::default(),
             eos: Vec::new(),
             stop: Vec::new(),

@@ -238,7 +238,7 @@ fn check_tensors(head: &Head, map: &WeightMap, state: &crate::ModelState) -> Res
     }
 }
 
-fn content_hash(tensors: impl Iterator<Item = Result<Tensor>>) -> Result<String> {
+pub(super) fn content_hash(tensors: impl Iterator<Item = Result<Tensor>>) -> Result<String> {
     let mut hash = Sha256::new();
     for t in tensors {
         hash.update(t?.contiguous()?.as_bytes()?);

@@ -411,3 +411,71 @@ fn generation_configs_are_read_over_the_models() {
         assert!(text.contains("generation_config.json") && text.contains(key), "{text}");
     }
 }
+
+/// One key at a time: what turns a strategy off is accepted, what turns it on is refused by name.
+#[test]
+fn strategies_that_are_not_here_are_refused_unless_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::from_json(keys("gla").as_object().unwrap().clone()).unwrap();
+    let load = |v: Value| {
+        fs::write(dir.path().join("generation_config.json"), v.to_string()).unwrap();
+        GenerationConfig::load(dir.path(), &config)
+    };
+    for off in [
+        json!({"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "penalty_alpha": 0.0}),
+        json!({"forced_bos_token_id": null, "bad_words_ids": [], "token_healing": false, "sequence_bias": {}}),
+        json!({"typical_p": 0.5, "epsilon_cutoff": 0.1, "do_sample": false}),
+        json!({"length_penalty": 2.0, "early_stopping": true, "cache_implementation": "static", "new_key": [1]}),
+    ] {
+        load(off.clone()).unwrap_or_else(|e| panic!("{off}: {e}"));
+    }
+    for (on, key) in [
+        (json!({"num_beams": 4}), "num_beams"),
+        (json!({"num_return_sequences": 0}), "num_return_sequences"),
+        (json!({"no_repeat_ngram_size": 1}), "no_repeat_ngram_size"),
+        (json!({"forced_bos_token_id": 0}), "forced_bos_token_id"),
+        (json!({"penalty_alpha": 1.0}), "penalty_alpha"),
+        (json!({"suppress_tokens": [3]}), "suppress_tokens"),
+        (json!({"max_time": 2.5}), "max_time"),
+        (json!({"typical_p": 0.5, "do_sample": true}), "typical_p"),
+        (json!({"stop_strings": [3]}), "stop_strings"),
+    ] {
+        let text = load(on.clone()).unwrap_err().to_string();
+        assert!(text.contains("generation_config.json") && text.contains(key), "{on}: {text}");
+    }
+}
+
+#[test]
+fn lengths_and_stop_strings_come_from_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut raw = keys("gla");
+    let load = |raw: &Value| {
+        let config = Config::from_json(raw.as_object().unwrap().clone()).unwrap();
+        GenerationConfig::load(dir.path(), &config).unwrap()
+    };
+    assert_eq!(load(&raw).new_tokens(7).unwrap(), DEFAULT_NEW_TOKENS);
+    // As older programs wrote it: in config.json, which counts only where there is no file of its own.
+    raw["max_length"] = json!(20);
+    assert_eq!(load(&raw).new_tokens(7).unwrap(), 13);
+    let text = load(&raw).new_tokens(20).unwrap_err().to_string();
+    assert!(text.contains("max_length 20"), "{text}");
+    let own = json!({"max_length": 30, "max_new_tokens": 5, "stop_strings": "\n\n"});
+    fs::write(dir.path().join("generation_config.json"), own.to_string()).unwrap();
+    let loaded = load(&raw);
+    assert_eq!((loaded.new_tokens(29).unwrap(), &loaded.stop[..]), (5, &["\n\n".to_string()][..]));
+}
+
+#[test]
+fn a_loaded_generation_config_survives_saving() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    build(&keys("gla"), 1).save(first.path()).unwrap();
+    let file = |dir: &Path| -> Value {
+        serde_json::from_slice(&fs::read(dir.join("generation_config.json")).unwrap()).unwrap()
+    };
+    assert_eq!(file(first.path())["eos_token_id"], 2);
+    let own = json!({"do_sample": true, "temperature": 0.3, "num_beams": 4, "someones_key": {"a": [1]}});
+    fs::write(first.path().join("generation_config.json"), own.to_string()).unwrap();
+    let model = Model::load(first.path(), None, &Device::Cpu).unwrap();
+    model.save(second.path()).unwrap();
+    assert_eq!(file(second.path()), own);
+}

@@ -153,8 +153,9 @@ impl Tokenizer {
             expected: "tokenizer.json (of the Hugging Face `tokenizers` library)",
             problem,
         };
-        // The library panics on some syntax errors, so syntax is checked before.
-        serde_json::from_slice::<Value>(&raw).map_err(|e| malformed(e.to_string()))?;
+        // The library panics on some syntax errors and on some wrong values, so these are checked before.
+        let json = serde_json::from_slice::<Value>(&raw).map_err(|e| malformed(e.to_string()))?;
+        check_template(&json["post_processor"]).map_err(malformed)?;
         let inner = tokenizers::Tokenizer::from_bytes(&raw).map_err(|e| malformed(e.to_string()))?;
         Self::wrap(inner, config).map_err(|e| malformed(e.to_string()))
     }
@@ -294,6 +295,22 @@ fn parse_config(path: &Path, raw: &[u8]) -> Result<Value> {
         return Err(malformed("expected a JSON object".into()));
     }
     Ok(value)
+}
+
+/// A template may only speak of special tokens that it defines.
+fn check_template(post_processor: &Value) -> std::result::Result<(), String> {
+    for inner in post_processor["processors"].as_array().into_iter().flatten() {
+        check_template(inner)?;
+    }
+    let pieces = ["single", "pair"].into_iter().filter_map(|key| post_processor[key].as_array()).flatten();
+    for id in pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str()) {
+        if post_processor["special_tokens"].get(id).is_none() {
+            return Err(format!(
+                "post_processor: the template's token {id:?} is not among its special_tokens"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What the post-processor puts around a text, seen by encoding one letter with and without it.

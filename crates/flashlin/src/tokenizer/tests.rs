@@ -201,6 +201,20 @@ fn cases(n: u32) -> ProptestConfig {
 }
 
 #[test]
+fn a_template_of_unknown_tokens_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = llama_like().inner().to_string(false).unwrap();
+    for inside in ["SpecialToken\":{\"id\":\"<s>", "SpecialToken\":{\"id\":\"</s>"] {
+        let Some((before, after)) = json.split_once(inside) else { continue };
+        std::fs::write(dir.path().join(TOKENIZER_FILE), format!("{before}{}x{after}", inside)).unwrap();
+        let e = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(e.contains("special_tokens") && e.contains("tokenizer.json"), "{e}");
+        return;
+    }
+    panic!("the tokenizer has no template: {json}");
+}
+
+#[test]
 fn absurd_ids_are_refused_before_memory_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let json = Tokenizer::bytes().unwrap().inner().to_string(false).unwrap();

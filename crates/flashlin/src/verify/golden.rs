@@ -6,7 +6,7 @@ use flashlin_tensor::{DType, Tensor};
 use serde_json::Value;
 
 use super::Tag;
-use crate::{Error, Result, config::read_json, weights::WeightMap};
+use crate::{Error, Result, files, weights::WeightMap};
 
 /// Boundaries of `logits_varlen`.
 pub(super) const VARLEN: [usize; 4] = [0, 17, 80, 150];
@@ -38,7 +38,7 @@ impl Golden {
             tensors.insert(key, t);
         }
         let path = dir.join("golden.json");
-        let json = read_json(&path)?;
+        let json: Value = files::read_json(&path, "list of golden values")?;
         let bad = |what: &str| Error::file(&path, format!("`{what}` is missing or malformed"));
         let strings = |v: &Value| -> Option<BTreeMap<String, String>> {
             v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect()

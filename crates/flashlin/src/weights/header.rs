@@ -50,8 +50,10 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header> {
     let length = u64::from_le_bytes(*length);
     let room = file.len() - LENGTH_BYTES;
     if length > room.min(MAX_HEADER) as u64 {
-        let reason = if length > MAX_HEADER as u64 { "the format's limit" } else { "what the file holds" };
-        let limit = room.min(MAX_HEADER);
+        let (reason, limit) = match length > room as u64 {
+            true => ("what the file holds", room),
+            false => ("the format's limit", MAX_HEADER),
+        };
         return Err(bad(format!("its header claims {length} bytes, more than {reason} ({limit})")));
     }
     let data = LENGTH_BYTES + length as usize;

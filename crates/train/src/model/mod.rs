@@ -99,14 +99,18 @@ pub fn build_model(config: &TrainConfig, tokenizer: &Tokenizer, checkpoint: Opti
         None => model_config(&config.model, tokenizer)?,
     };
     tokenizer.check_vocab(wanted.base().vocab_size)?;
-    if checkpoint.is_some() {
-        return Ok(Model::blank(&wanted, dtype, &Device::Cpu)?);
+    if let Some(dir) = checkpoint {
+        let mut model = Model::blank(&wanted, dtype, &Device::Cpu)?;
+        model.adopt_generation_config(dir)?;
+        return Ok(model);
     }
     match &config.model.init {
         None => Ok(Model::new(&wanted, dtype, &Device::Cpu, config.train.seed)?),
         Some(init) => {
-            let model = Model::blank(&wanted, dtype, &Device::Cpu)?;
-            Trainable::load(&model, &folder_of(init)?)?;
+            let dir = folder_of(init)?;
+            let mut model = Model::blank(&wanted, dtype, &Device::Cpu)?;
+            Trainable::load(&model, &dir)?;
+            model.adopt_generation_config(&dir)?;
             Ok(model)
         }
     }

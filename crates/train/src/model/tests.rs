@@ -151,7 +151,9 @@ fn a_model_learns_in_both_precisions_and_can_be_loaded() {
         assert_eq!(model.dtype(), DType::parse(dtype).unwrap());
         let tokenizer = Tokenizer::from_dir(&report.checkpoint).unwrap();
         assert_eq!(tokenizer.vocab_size(), model.config().base().vocab_size);
-        // Training goes on from its weights under another name.
+        // Training goes on from its weights under another name, with how to generate from them.
+        let generation = r#"{"temperature": 0.25, "someones_key": 3}"#;
+        std::fs::write(report.checkpoint.join("generation_config.json"), generation).unwrap();
         let from = report.checkpoint.display().to_string();
         let next = dir.path().join("next").display().to_string();
         let text = format!(
@@ -165,6 +167,15 @@ fn a_model_learns_in_both_precisions_and_can_be_loaded() {
         let again = build_model(&more, &tokenizer, None).unwrap();
         for (a, b) in again.params().iter().zip(model.params()) {
             assert_eq!(a.tensor().as_bytes().unwrap(), b.tensor().as_bytes().unwrap(), "{}", a.name());
+        }
+        let resumed = build_model(&more, &tokenizer, Some(&report.checkpoint)).unwrap();
+        for (model, name) in [(again, "a"), (resumed, "b")] {
+            let saved = dir.path().join(name);
+            model.save(&saved).unwrap();
+            let kept: Value =
+                serde_json::from_slice(&std::fs::read(saved.join("generation_config.json")).unwrap())
+                    .unwrap();
+            assert_eq!(kept, serde_json::from_str::<Value>(generation).unwrap());
         }
     }
 }
