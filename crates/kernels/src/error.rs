@@ -92,6 +92,18 @@ pub enum Error {
     /// A tuning table cannot be read.
     #[error("tuning table: {0}")]
     Tuning(String),
+    /// A plan's arrays do not fit into the device's memory.
+    #[error(
+        "{what} needs {needed} bytes besides its operands, {free} are free: a smaller batch or a shorter sequence"
+    )]
+    Workspace {
+        /// The operation.
+        what: &'static str,
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes free.
+        free: usize,
+    },
     /// The device or the driver failed.
     #[error(transparent)]
     Cuda(#[from] flashlin_cuda::Error),
@@ -113,6 +125,7 @@ impl Error {
                 ErrorKind::Unsupported
             }
             Error::ArchName(_) | Error::Entry { .. } => ErrorKind::Usage,
+            Error::Workspace { .. } => ErrorKind::OutOfMemory,
             Error::Cuda(e) => e.kind(),
             _ => ErrorKind::Runtime,
         }

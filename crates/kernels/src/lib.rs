@@ -10,6 +10,7 @@ mod embedded;
 mod error;
 mod index;
 mod load;
+pub mod plan;
 mod record;
 mod tuning;
 mod verify;

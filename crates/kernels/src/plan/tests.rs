@@ -1,0 +1,181 @@
+//! Plans against a bundle of names, and against the bundles of this build.
+
+use super::*;
+use crate::{Arch, BundleWriter, Place, embedded, kernel_name};
+
+/// (name, dtype, generics)
+type Named<'a> = (&'a str, &'a str, Vec<(&'a str, i64)>);
+
+/// A bundle that holds these kernels.
+fn bundle(kernels: &[Named<'_>]) -> Bundle {
+    let mut w = BundleWriter::new(Arch::Sm90, "x86_64", "t");
+    for (i, (kernel, dtype, generics)) in kernels.iter().enumerate() {
+        let generics: Vec<(String, i64)> = generics.iter().map(|(n, v)| (n.to_string(), *v)).collect();
+        let entry = Kernel {
+            name: kernel_name(kernel, dtype, &generics, 4, 2),
+            entry: format!("{kernel}_entry"),
+            family: "f".into(),
+            kernel: kernel.to_string(),
+            dtype: dtype.to_string(),
+            generics,
+            warps: 4,
+            occupancy: 2,
+            abi: Vec::new(),
+            grid: "g".into(),
+            registers: 0,
+            shared_bytes: 0,
+            spills: 0,
+            cubin: Place::default(),
+            source: String::new(),
+            toolchain: String::new(),
+            checked: None,
+        };
+        w.add(entry, vec![i as u8 + 1]).unwrap();
+    }
+    Bundle::new("names", w.bytes().unwrap()).unwrap()
+}
+
+fn names() -> Bundle {
+    let with = |more: &[(&'static str, i64)]| {
+        [("C", 64), ("K", 128), ("V", 128)].iter().chain(more).copied().collect::<Vec<(&str, i64)>>()
+    };
+    let sum = |vl| vec![("C", 64), ("MODE", 2), ("VL", vl)];
+    let norm = || vec![("R", 4), ("DT", 1024), ("MEAN", 0), ("GATE", 0)];
+    bundle(&[
+        ("decay_cumsum", "f32", sum(0)),
+        ("decay_cumsum", "f32", sum(1)),
+        ("decay_fwd", "bf16", with(&[("BV", 64), ("OUT", 1), ("SAVE", 0), ("ST", 1), ("VL", 0)])),
+        ("decay_fwd", "bf16", with(&[("BV", 32), ("OUT", 1), ("SAVE", 0), ("ST", 0), ("VL", 0)])),
+        ("decay_fwd", "bf16", with(&[("BV", 64), ("OUT", 0), ("SAVE", 1), ("ST", 1), ("VL", 0)])),
+        ("decay_fwd", "bf16", with(&[("BV", 64), ("OUT", 1), ("SAVE", 0), ("ST", 1), ("VL", 1)])),
+        ("decay_out", "bf16", with(&[("BV", 128), ("VL", 0)])),
+        ("decay_dstate", "bf16", with(&[("BV", 64), ("ST", 1), ("VL", 0)])),
+        ("decay_bwd", "bf16", with(&[("BV", 64), ("VL", 0)])),
+        ("norm_fwd", "bf16", norm()),
+        ("norm_bwd", "bf16", norm()),
+        ("column_sum", "bf16", vec![("R", 16), ("DT", 128)]),
+        ("swiglu_fwd", "bf16", vec![("R", 4), ("DT", 256)]),
+    ])
+}
+
+fn shape(sequences: Sequences, heads: usize, value_heads: usize) -> RecurrentShape {
+    RecurrentShape { sequences, heads, value_heads, key_dim: 128, value_dim: 128 }
+}
+
+fn machine<'a>(bundle: &'a Bundle, tuning: &'a Tuning) -> Machine<'a> {
+    Machine { bundle, tuning, sm_count: 132, free_bytes: 1 << 40 }
+}
+
+#[test]
+fn sequences_and_their_tables() {
+    let rows = Sequences::rows(3, 130);
+    assert_eq!((rows.count(), rows.chunks(), rows.chunk_grid()), (3, 9, [3, 3]));
+    assert!(rows.chunk_table().unwrap().is_empty());
+    let packed = Sequences::packed(&[0, 65, 65, 100]).unwrap();
+    assert_eq!((packed.count(), packed.chunks(), packed.tokens, packed.chunk_grid()), (3, 3, 100, [3, 1]));
+    assert_eq!(packed.sequence_table().unwrap(), [0, 65, 0, 0, 65, 0, 2, 0, 65, 35, 2, 0]);
+    assert_eq!(packed.chunk_table().unwrap(), [0, 65, 0, 0, 0, 65, 1, 0, 65, 35, 0, 2]);
+    for (bounds, part) in
+        [(&[1, 2][..], "expected 0"), (&[0, 5, 4], "falls from 5 to 4"), (&[], "expected 0")]
+    {
+        assert!(Sequences::packed(bounds).unwrap_err().to_string().contains(part));
+    }
+    assert!(Sequences::packed(&[0, 1 << 32]).unwrap().sequence_table().is_err());
+}
+
+#[test]
+fn many_heads_take_one_serial_launch_and_few_heads_two() {
+    let (b, t) = (names(), Tuning::default());
+    let m = machine(&b, &t);
+    let wide = shape(Sequences::rows(1, 8192), 96, 96);
+    let plan = forward(&m, &wide, Recurrence::Decay, "bf16", false).unwrap();
+    let grids: Vec<_> = plan.launches.iter().map(|l| (l.kernel.split('@').next().unwrap(), l.grid)).collect();
+    // ST = 0 exists and is taken where no state is given.
+    assert_eq!(grids, [("decay_cumsum", [96, 128, 1]), ("decay_fwd", [4, 96, 1])]);
+    let plan = forward(&m, &wide, Recurrence::Decay, "bf16", true).unwrap();
+    assert_eq!(plan.launches[1].grid, [2, 96, 1]);
+    let few = shape(Sequences::rows(2, 16384), 4, 16);
+    let split = forward(&m, &few, Recurrence::Decay, "bf16", false).unwrap();
+    assert_eq!(split.launches.last().unwrap().grid, [16, 256, 2]);
+    assert_eq!(split.bytes(), 512 * 16 * 64 * 4 + 512 * 16 * 128 * 128 * 2);
+    // Without memory for the states the serial launch does it alone, and without any it is an error.
+    let poor = Machine { free_bytes: 4 << 20, ..m };
+    assert_eq!(forward(&poor, &few, Recurrence::Decay, "bf16", false).unwrap().launches.len(), 2);
+    let poorer = Machine { free_bytes: 1 << 20, ..m };
+    let text = forward(&poorer, &few, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    assert!(text.contains("2097152") && text.contains("1048576"), "{text}");
+}
+
+#[test]
+fn what_is_not_there_is_an_error_and_nothing_is_nothing() {
+    let (b, t) = (names(), Tuning::default());
+    let m = machine(&b, &t);
+    let packed = shape(Sequences::packed(&[0, 100, 200]).unwrap(), 96, 96);
+    let plan = forward(&m, &packed, Recurrence::Decay, "bf16", false).unwrap();
+    assert_eq!((plan.launches[0].grid, plan.launches[1].grid), ([96, 4, 1], [2, 96, 2]));
+    assert!(backward(&m, &packed, Recurrence::Decay, "bf16", false).is_err());
+    let rows = shape(Sequences::rows(1, 100), 96, 96);
+    let plan = backward(&m, &rows, Recurrence::Decay, "bf16", false).unwrap();
+    assert_eq!((plan.launches.len(), plan.workspace.len()), (4, 3));
+    let odd = RecurrentShape { key_dim: 96, ..packed.clone() };
+    let text = forward(&m, &odd, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    assert!(text.contains("K=96") && text.contains("decay_fwd@bf16_C64_K128"), "{text}");
+    assert!(forward(&m, &packed, Recurrence::Delta, "bf16", false).is_err());
+    let uneven = RecurrentShape { heads: 5, ..packed };
+    assert!(
+        forward(&m, &uneven, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("evenly")
+    );
+    let empty = shape(Sequences::rows(2, 0), 4, 4);
+    assert_eq!(forward(&m, &empty, Recurrence::Decay, "bf16", false).unwrap(), Plan::default());
+    let long = shape(Sequences::rows(1, 64 * 70_000), 96, 96);
+    assert!(forward(&m, &long, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("70000"));
+}
+
+#[test]
+fn rows_are_divided_over_the_gpu() {
+    let (b, t) = (names(), Tuning::default());
+    let m = machine(&b, &t);
+    assert_eq!(norm_forward(&m, 10, 1000, "bf16", false, 0).unwrap().launches[0].grid, [3, 1, 1]);
+    let (plan, steps) = norm_backward(&m, 16384, 1000, "bf16", false, 0).unwrap();
+    assert_eq!((steps, plan.launches[0].grid, plan.launches[1].grid), (8, [512, 1, 1], [8, 1, 1]));
+    assert_eq!(plan.bytes(), 2 * 512 * 1000 * 4);
+    assert_eq!(swiglu_forward(&m, 9, 600, "bf16").unwrap().launches[0].grid, [3, 3, 1]);
+    assert!(norm_forward(&m, 10, 1000, "bf16", true, 0).is_err());
+}
+
+/// Every recurrence x shape class of the architectures of this build finds its kernels. A family that a bundle does not hold yet is left out; one that it holds is
+/// whole.
+#[test]
+fn plans_name_kernels_of_the_embedded_bundles() {
+    for arch in Arch::ALL {
+        let (Ok(bundle), Ok(tuning)) = (embedded(arch), Tuning::of(arch)) else { continue };
+        for sm_count in [8, 108, 132] {
+            let m = Machine { bundle, tuning, sm_count, free_bytes: 1 << 42 };
+            for (recurrence, name) in [(Recurrence::Decay, "decay_fwd"), (Recurrence::Delta, "delta_fwd")] {
+                if bundle.kernels().iter().any(|k| k.kernel == name) {
+                    recurrent_classes(&m, recurrence);
+                }
+            }
+        }
+    }
+}
+
+/// Few and many heads, grouped, packed, ragged, with and without states.
+fn recurrent_classes(m: &Machine<'_>, recurrence: Recurrence) {
+    let packed = Sequences::packed(&[0, 100, 100, 357]).unwrap();
+    for sequences in [Sequences::rows(1, 8192), Sequences::rows(2, 1), Sequences::rows(3, 131), packed] {
+        for (heads, value_heads) in [(1, 1), (16, 16), (16, 64), (96, 96)] {
+            for state in [false, true] {
+                let shape = shape(sequences.clone(), heads, value_heads);
+                let plans = [
+                    forward(m, &shape, recurrence, "bf16", state).unwrap(),
+                    backward(m, &shape, recurrence, "bf16", state).unwrap(),
+                ];
+                for launch in plans.iter().flat_map(|p| &p.launches) {
+                    m.bundle.get(&launch.kernel).unwrap();
+                    assert!(!launch.grid.contains(&0), "{launch:?}");
+                }
+            }
+        }
+    }
+}
