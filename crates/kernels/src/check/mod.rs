@@ -6,6 +6,8 @@
 
 mod array;
 mod case;
+mod conv;
+mod loss;
 mod table;
 
 pub use case::{Case, Data, Expected, Inputs, Value, relative_error, tolerance};
@@ -23,4 +25,29 @@ pub trait KernelCheck: Sync {
     /// # Errors
     /// A configuration that it does not know.
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>>;
+}
+
+/// A kernel with these generics and nothing else.
+#[cfg(test)]
+pub(crate) fn tests_kernel(kernel: &str, dtype: &str, generics: &[(&str, i64)]) -> Kernel {
+    let generics: Vec<_> = generics.iter().map(|(n, v)| (n.to_string(), *v)).collect();
+    Kernel {
+        name: crate::kernel_name(kernel, dtype, &generics, 4, 0),
+        entry: format!("{kernel}_entry"),
+        family: String::new(),
+        kernel: kernel.into(),
+        dtype: dtype.into(),
+        generics,
+        warps: 4,
+        occupancy: 0,
+        abi: Vec::new(),
+        grid: String::new(),
+        registers: 0,
+        shared_bytes: 0,
+        spills: 0,
+        cubin: crate::index::Place::default(),
+        source: String::new(),
+        toolchain: String::new(),
+        checked: None,
+    }
 }

@@ -1,6 +1,6 @@
 //! The checks of all kernels.
 
-use super::{KernelCheck, array};
+use super::{KernelCheck, array, conv, loss};
 
 /// One entry a kernel of `tiles/`, by family.
 pub static CHECKS: &[&dyn KernelCheck] = &[
@@ -12,6 +12,14 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &array::ColumnSum,
     &array::Gather,
     &array::ScatterAdd,
+    &conv::Forward,
+    &conv::LastState,
+    &conv::BeforeActivation,
+    &conv::WeightParts,
+    &conv::InputGradient,
+    &conv::StateGradient,
+    &conv::Step,
+    &loss::CrossEntropy,
 ];
 
 /// The check of a kernel, by its name in the index.

@@ -10,9 +10,7 @@ use crate::{
     family::width,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{
-        Activation, Heads, Linear, OutputNorm, Rotary, Stream, activate, linears, mixer_state, recur,
-    },
+    modules::{Activation, Heads, Linear, OutputNorm, Rotary, Stream, activate, linears, mixer_state, recur},
     state::StateSpec,
 };
 
