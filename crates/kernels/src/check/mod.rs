@@ -8,6 +8,7 @@ mod array;
 mod case;
 mod conv;
 mod loss;
+mod optim;
 mod table;
 
 pub use case::{Case, Data, Expected, Inputs, Value, relative_error, tolerance};

@@ -1,6 +1,6 @@
 //! The checks of all kernels.
 
-use super::{KernelCheck, array, conv, loss};
+use super::{KernelCheck, array, conv, loss, optim};
 
 /// One entry a kernel of `tiles/`, by family.
 pub static CHECKS: &[&dyn KernelCheck] = &[
@@ -20,6 +20,9 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &conv::StateGradient,
     &conv::Step,
     &loss::CrossEntropy,
+    &optim::SumSquares,
+    &optim::Decide,
+    &optim::Update,
 ];
 
 /// The check of a kernel, by its name in the index.
