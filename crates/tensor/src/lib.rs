@@ -10,7 +10,7 @@
 mod autograd;
 pub mod checks;
 pub mod cpu;
-mod cuda;
+pub mod cuda;
 mod device;
 mod dtype;
 mod elementwise;

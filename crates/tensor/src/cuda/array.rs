@@ -2,7 +2,7 @@
 
 use flashlin_cuda::Arg;
 
-use super::{at, float_name, gpu_of, int, launch, too_long};
+use super::{Launcher, too_long};
 use crate::{DType, Error, Result, Tensor, layout::Layout};
 
 /// Elements of a block.
@@ -52,9 +52,9 @@ impl<const N: usize> Common<N> {
     }
 
     /// The inner four sizes, then each view's five strides.
-    fn args(&self, op: &'static str) -> Result<Vec<Arg>> {
+    fn args(&self, on: &Launcher) -> Result<Vec<Arg>> {
         let sizes = self.dims[1..].iter();
-        sizes.chain(self.strides.iter().flatten()).map(|&x| int(op, x)).collect()
+        sizes.chain(self.strides.iter().flatten()).map(|&x| on.int(x)).collect()
     }
 }
 
@@ -84,54 +84,59 @@ pub(crate) fn copy_into(op: &'static str, src: &Tensor, dst: &Tensor) -> Result<
     if n == 0 {
         return Ok(());
     }
+    let on = Launcher::on(op, dst)?;
     let kinds = pair(op, src.dtype, dst.dtype)?;
     let common = Common::of(op, [&src.layout, &dst.layout])?;
-    let mut args = vec![at(src)?, at(dst)?, int(op, n)?];
-    args.extend(common.args(op)?);
+    let mut args = vec![on.at(src)?, on.at(dst)?, on.int(n)?];
+    args.extend(common.args(&on)?);
     // SAFETY: both views have n elements under these sizes and strides, inside their live storage.
-    unsafe { launch(op, gpu_of(dst)?, "array_copy", &kinds, blocks(n), &args) }
+    unsafe { on.launch(&on.find("array_copy", &kinds, &[])?.name, blocks(n), &args) }
 }
 
 /// A function of one number, by its code in the kernel, with two parameters.
 pub(crate) fn unary(op: &'static str, x: &Tensor, (code, p, q): (i32, f64, f64)) -> Result<Tensor> {
-    let kind = float_name(op, "self", x.dtype)?;
+    let on = Launcher::on(op, x)?;
+    let kind = on.float("self", x.dtype)?;
     let x = x.contiguous()?;
     let out = Tensor::empty(x.dims(), x.dtype, &x.device())?;
     let n = x.numel();
     if n > 0 {
-        let args = [at(&x)?, at(&out)?, int(op, n)?, Arg::I32(code), Arg::F32(p as f32), Arg::F32(q as f32)];
+        let args =
+            [on.at(&x)?, on.at(&out)?, on.int(n)?, Arg::I32(code), Arg::F32(p as f32), Arg::F32(q as f32)];
         // SAFETY: both arrays are contiguous and have n elements.
-        unsafe { launch(op, gpu_of(&x)?, "array_unary", kind, blocks(n), &args) }?;
+        unsafe { on.launch(&on.find("array_unary", kind, &[])?.name, blocks(n), &args) }?;
     }
     Ok(out)
 }
 
 /// A function of two numbers, by its code in the kernel; both views are expanded to the output's shape.
 pub(crate) fn zip(op: &'static str, a: &Tensor, b: &Tensor, code: i32) -> Result<Tensor> {
-    let kind = float_name(op, "self", a.dtype)?;
+    let on = Launcher::on(op, a)?;
+    let kind = on.float("self", a.dtype)?;
     let out = Tensor::empty(a.dims(), a.dtype, &a.device())?;
     let n = out.numel();
     if n > 0 {
         let common = Common::of(op, [&a.layout, &b.layout])?;
-        let mut args = vec![at(a)?, at(b)?, at(&out)?, int(op, n)?, Arg::I32(code)];
-        args.extend(common.args(op)?);
+        let mut args = vec![on.at(a)?, on.at(b)?, on.at(&out)?, on.int(n)?, Arg::I32(code)];
+        args.extend(common.args(&on)?);
         // SAFETY: the views have n elements under these sizes and strides; the output is contiguous and as long.
-        unsafe { launch(op, gpu_of(a)?, "array_zip", kind, blocks(n), &args) }?;
+        unsafe { on.launch(&on.find("array_zip", kind, &[])?.name, blocks(n), &args) }?;
     }
     Ok(out)
 }
 
 /// `a` where `mask` (u8) is not 0, else `b`; all of one shape.
 pub(crate) fn select(op: &'static str, mask: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let kind = float_name(op, "self", a.dtype)?;
+    let on = Launcher::on(op, a)?;
+    let kind = on.float("self", a.dtype)?;
     let out = Tensor::empty(a.dims(), a.dtype, &a.device())?;
     let n = out.numel();
     if n > 0 {
         let common = Common::of(op, [&mask.layout, &a.layout, &b.layout])?;
-        let mut args = vec![at(mask)?, at(a)?, at(b)?, at(&out)?, int(op, n)?];
-        args.extend(common.args(op)?);
+        let mut args = vec![on.at(mask)?, on.at(a)?, on.at(b)?, on.at(&out)?, on.int(n)?];
+        args.extend(common.args(&on)?);
         // SAFETY: the views have n elements under these sizes and strides; the output is contiguous and as long.
-        unsafe { launch(op, gpu_of(a)?, "array_select", kind, blocks(n), &args) }?;
+        unsafe { on.launch(&on.find("array_select", kind, &[])?.name, blocks(n), &args) }?;
     }
     Ok(out)
 }

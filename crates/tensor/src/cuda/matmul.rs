@@ -2,7 +2,7 @@
 
 use flashlin_cuda::{MatmulArgs, MatmulSpec, Operand, Scalar};
 
-use super::gpu_of;
+use super::buffer;
 use crate::{DType, Error, Result, Tensor};
 
 fn scalar(dtype: DType) -> Result<Scalar> {
@@ -61,7 +61,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
     };
     let args = MatmulArgs::new(a.device_address()?, b.device_address()?, out.device_address()?);
     // SAFETY: the operands' strides stay inside their live storage, and the output is a fresh array of m * n elements a product.
-    unsafe { gpu_of(out)?.matmul(&spec, &args) }.map_err(Error::Cuda)
+    unsafe { buffer(out)?.0.gpu().matmul(&spec, &args) }.map_err(Error::Cuda)
 }
 
 #[cfg(test)]

@@ -1,23 +1,26 @@
-//! Arrays on an NVIDIA GPU: what the operations of this crate launch there.
+//! Arrays on an NVIDIA GPU: what the operations of this crate launch there, and [`Launcher`], through which operators of other crates do.
 //!
 //! Policy: an operation without a kernel for what is asked is an error that names it, never a copy to the host. Nothing waits for the
 //! device but reading values ([`Tensor::to_vec`] and its kin). Kernels count elements in 32 bits; longer arrays are cut by the host
 //! where the operation allows it, else refused.
 
 mod array;
+mod launcher;
 mod matmul;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use flashlin_cuda::{Arg, Buffer, Gpu};
-use flashlin_kernels::Library;
+pub use flashlin_cuda::Arg;
+use flashlin_cuda::{Buffer, Gpu};
+pub use flashlin_kernels::{Kernel, plan};
+pub use launcher::Launcher;
 
 pub(crate) use array::{copy_into, select, unary, zip};
 pub(crate) use matmul::product;
 pub(crate) use rows::{gather, scatter_add, sum};
 
-use crate::{DType, Device, Error, Result, Tensor, storage::Storage};
+use crate::{Device, Error, Result, Tensor, storage::Storage};
 
 /// The device of this ordinal.
 pub(crate) fn gpu(ordinal: usize) -> Result<Gpu> {
@@ -80,53 +83,6 @@ fn buffer(t: &Tensor) -> Result<(&Buffer, usize)> {
     }
 }
 
-fn gpu_of(t: &Tensor) -> Result<Gpu> {
-    Ok(buffer(t)?.0.gpu())
-}
-
-/// The tensor's address as an argument.
-fn at(t: &Tensor) -> Result<Arg> {
-    Ok(Arg::Ptr(t.device_address()?))
-}
-
-/// A size as an argument.
-fn int(op: &'static str, n: usize) -> Result<Arg> {
-    i32::try_from(n).map(Arg::I32).map_err(|_| too_long(op, n))
-}
-
 fn too_long(op: &'static str, n: usize) -> Error {
     Error::unsupported(op, format!("{n} elements in one array of a GPU"), "up to 2^31 - 1")
-}
-
-/// Queues the kernel of the bundle that serves this dtype.
-///
-/// # Safety
-/// The arguments are what the kernel expects: addresses of live arrays as long as it reads and writes.
-unsafe fn launch(
-    op: &'static str,
-    on: Gpu,
-    kernel: &'static str,
-    dtype: &str,
-    grid: [usize; 3],
-    args: &[Arg],
-) -> Result<()> {
-    let library = Library::of(on).map_err(Error::Kernel)?;
-    let found = library.bundle().find(kernel, dtype, &[]).map_err(Error::Kernel)?;
-    let mut blocks = [0; 3];
-    for (to, from) in blocks.iter_mut().zip(grid) {
-        *to = u32::try_from(from).map_err(|_| too_long(op, from))?;
-    }
-    let kernel = library.get(&found.name).map_err(Error::Kernel)?;
-    // SAFETY: the caller's promise.
-    unsafe { kernel.launch(on.compute(), blocks, args) }.map_err(Error::Kernel)
-}
-
-/// The name of a dtype that the float kernels serve.
-fn float_name(op: &'static str, arg: &'static str, dtype: DType) -> Result<&'static str> {
-    match dtype {
-        DType::F32 => Ok("f32"),
-        DType::BF16 => Ok("bf16"),
-        DType::F16 => Ok("f16"),
-        other => Err(Error::dtype(op, arg, other, "f32, bf16 or f16 on a GPU")),
-    }
 }

@@ -1,6 +1,6 @@
 //! Sums, and rows gathered and scattered by index. Sums are f32 in a fixed order, so a repeated run gives the same bits.
 
-use super::{at, float_name, gpu_of, int, launch};
+use super::Launcher;
 use crate::{DType, Error, Result, Tensor};
 
 /// Columns of a block in sums down columns.
@@ -25,35 +25,36 @@ pub(crate) fn sum(x: &Tensor, dims: &[usize], n: usize, down: bool) -> Result<Te
 }
 
 fn along(x: &Tensor, out: &Tensor, n: usize) -> Result<()> {
-    let (op, rows) = ("sum", out.numel());
-    let kind = float_name(op, "self", x.dtype)?;
-    let args = [at(x)?, at(out)?, int(op, rows)?, int(op, n)?];
-    int(op, x.numel())?;
+    let on = Launcher::on("sum", x)?;
+    let kernel = on.find("array_row_sum", on.float("self", x.dtype)?, &[])?;
+    let rows = out.numel();
+    let args = [on.at(x)?, on.at(out)?, on.int(rows)?, on.int(n)?];
+    on.int(x.numel())?;
     // SAFETY: x holds rows * n elements, out one a row.
-    unsafe { launch(op, gpu_of(x)?, "array_row_sum", kind, [rows, 1, 1], &args) }
+    unsafe { on.launch(&kernel.name, [rows, 1, 1], &args) }
 }
 
 fn columns(x: &Tensor, out: &Tensor, n: usize) -> Result<()> {
-    let (op, cols) = ("sum", out.numel());
+    let cols = out.numel();
     let pieces = n.div_ceil(PIECE);
     if pieces > 1 {
         let parts = Tensor::empty(&[pieces, cols], DType::F32, &x.device())?;
         add_down(x, &parts, n, PIECE)?;
         return columns(&parts, out, pieces);
     }
-    float_name(op, "self", out.dtype)?;
     add_down(x, out, n, n)
 }
 
 /// Each row of `out` is the sum of `step` rows of `x` (of what is left in the last).
 fn add_down(x: &Tensor, out: &Tensor, n: usize, step: usize) -> Result<()> {
-    let (op, cols) = ("sum", x.numel() / n);
-    let kinds = format!("{}-{}", float_name(op, "self", x.dtype)?, float_name(op, "self", out.dtype)?);
-    let args = [at(x)?, at(out)?, int(op, n)?, int(op, cols)?, int(op, step)?];
-    int(op, x.numel())?;
+    let (on, cols) = (Launcher::on("sum", x)?, x.numel() / n);
+    let kinds = format!("{}-{}", on.float("self", x.dtype)?, on.float("self", out.dtype)?);
+    let kernel = on.find("array_column_sum", &kinds, &[])?;
+    let args = [on.at(x)?, on.at(out)?, on.int(n)?, on.int(cols)?, on.int(step)?];
+    on.int(x.numel())?;
     let grid = [cols.div_ceil(COLUMNS), n.div_ceil(step), 1];
     // SAFETY: x holds n * cols elements, out one row for each step.
-    unsafe { launch(op, gpu_of(x)?, "array_column_sum", &kinds, grid, &args) }
+    unsafe { on.launch(&kernel.name, grid, &args) }
 }
 
 fn check_index(op: &'static str, index: &Tensor) -> Result<Tensor> {
@@ -67,19 +68,20 @@ fn check_index(op: &'static str, index: &Tensor) -> Result<Tensor> {
 pub(crate) fn gather(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let op = "index_select";
     let index = check_index(op, index)?;
-    let kind = float_name(op, "self", x.dtype)?;
+    let on = Launcher::on(op, x)?;
+    let kind = on.float("self", x.dtype)?;
     let out = Tensor::empty(dims, x.dtype, &x.device())?;
     let (count, rows) = (index.numel(), x.dim(0));
     if out.numel() == 0 {
         return Ok(out);
     }
     let w = out.numel() / count;
-    let args = [at(x)?, at(&index)?, at(&out)?, int(op, count)?, int(op, rows)?, int(op, w)?];
+    let args = [on.at(x)?, on.at(&index)?, on.at(&out)?, on.int(count)?, on.int(rows)?, on.int(w)?];
     for long in [x, &out] {
-        int(op, long.numel())?;
+        on.int(long.numel())?;
     }
     // SAFETY: x holds rows * w elements, index count, out count * w; rows outside are not read.
-    unsafe { launch(op, gpu_of(x)?, "array_gather", kind, [count, w.div_ceil(WIDTH), 1], &args) }?;
+    unsafe { on.launch(&on.find("array_gather", kind, &[])?.name, [count, w.div_ceil(WIDTH), 1], &args) }?;
     Ok(out)
 }
 
@@ -88,18 +90,21 @@ pub(crate) fn gather(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tenso
 pub(crate) fn scatter_add(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let op = "index_add";
     let index = check_index(op, index)?;
-    let kind = float_name(op, "self", x.dtype)?;
+    let on = Launcher::on(op, x)?;
+    let kind = on.float("self", x.dtype)?;
     let out = Tensor::zeros(dims, DType::F32, &x.device())?;
     let (count, rows) = (index.numel(), dims[0]);
     if x.numel() == 0 || out.numel() == 0 {
         return Ok(out);
     }
     let w = x.numel() / count;
-    let args = [at(x)?, at(&index)?, at(&out)?, int(op, count)?, int(op, rows)?, int(op, w)?];
+    let args = [on.at(x)?, on.at(&index)?, on.at(&out)?, on.int(count)?, on.int(rows)?, on.int(w)?];
     for long in [x, &out] {
-        int(op, long.numel())?;
+        on.int(long.numel())?;
     }
     // SAFETY: x holds count * w elements, index count, out rows * w; rows outside are not written.
-    unsafe { launch(op, gpu_of(x)?, "array_scatter_add", kind, [count, w.div_ceil(WIDTH), 1], &args) }?;
+    unsafe {
+        on.launch(&on.find("array_scatter_add", kind, &[])?.name, [count, w.div_ceil(WIDTH), 1], &args)
+    }?;
     Ok(out)
 }
