@@ -1,11 +1,12 @@
 #![doc = include_str!("README.md")]
 
 mod cpu;
+mod cuda;
 mod step;
 #[cfg(test)]
 mod tests;
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
 pub use step::{ConvStep, conv_step, short_conv_on};
 
 use crate::{
@@ -22,7 +23,7 @@ pub static SHORT_CONV: OpInfo = OpInfo {
     source: "arXiv:2302.10866, arXiv:2312.00752",
     modes: &[],
     dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x", "weight", "bias", "residual", "initial_state"],
 };
 
@@ -110,7 +111,10 @@ fn is_silu(activation: Option<Activation>) -> Result<bool> {
 /// When shapes do not fit, packed boundaries do not match, a dtype is no float, or the activation is not served.
 pub fn short_conv(args: &ConvArgs) -> Result<ConvOutput> {
     let call = check(args)?;
-    let (y, last) = cpu::forward(&call, args.final_state)?;
+    let (y, last) = match args.x.device() {
+        Device::Cpu => cpu::forward(&call, args.final_state)?,
+        _ => cuda::forward(&call, args.final_state)?,
+    };
     let absent = args.x.detach();
     let inputs = [Some(args.x), Some(args.weight), args.bias, args.residual, args.initial_state];
     let inputs = inputs.map(|v| v.unwrap_or(&absent));
@@ -119,7 +123,11 @@ pub fn short_conv(args: &ConvArgs) -> Result<ConvOutput> {
         Box::new(move |ctx: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
             let dy = ctx.or_zeros(0, &mut grads)?;
             let dlast = grads.get_mut(1).and_then(Option::take);
-            cpu::backward(&call, &dy, dlast, std::array::from_fn(|i| ctx.needs(i)))
+            let wants = std::array::from_fn(|i| ctx.needs(i));
+            match call.x.device() {
+                Device::Cpu => cpu::backward(&call, &dy, dlast, wants),
+                _ => cuda::backward(&call, &dy, dlast, wants),
+            }
         })
     })
     .into_iter();

@@ -1,13 +1,13 @@
 //! The decode form: one token for each row, with the state updated where it lies.
 
 use flashlin_tensor::{
-    DType, Element, Error, Real, Result, Tensor, Var,
+    DType, Device, Element, Error, Real, Result, Tensor, Var,
     cpu::{math, vectorized},
 };
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{ConvArgs, OP, is_silu, short_conv, weight_dims};
+use super::{ConvArgs, OP, cuda, is_silu, short_conv, weight_dims};
 use crate::{
     activation::Activation,
     recurrence::{by_rows, recorded, single_tokens},
@@ -53,6 +53,10 @@ pub fn conv_step(args: &ConvStep, state: &mut Tensor, out: &mut Tensor) -> Resul
     let slots = args.slots.unwrap_or(&identity);
     if slots.len() != n {
         return Err(Error::invalid(OP, "slots", format!("has {} entries, expected {n}", slots.len())));
+    }
+    if args.x.device() != Device::Cpu {
+        check_slots(slots, pool)?;
+        return cuda::step(args, slots, state, out);
     }
     match (args.x.dtype(), state.dtype()) {
         (DType::F64, DType::F64) => run::<f64, f64>(args, slots, state, out, d, w),
@@ -109,15 +113,26 @@ fn step_on(args: &ConvArgs, state: &mut Var) -> Result<Option<Var>> {
     Ok(Some(out.reshape(args.x.dims())?.into()))
 }
 
+/// Errors unless every slot is a row of the pool and no two are the same.
+fn check_slots(slots: &[usize], count: usize) -> Result<()> {
+    let mut seen = vec![false; count];
+    for &s in slots {
+        match seen.get_mut(s) {
+            None => {
+                return Err(Error::invalid(OP, "slots", format!("names row {s}, but the pool has {count}")));
+            }
+            Some(true) => return Err(Error::invalid(OP, "slots", format!("names row {s} twice"))),
+            Some(free) => *free = true,
+        }
+    }
+    Ok(())
+}
+
 /// The rows of the pool that `slots` names, in that order.
 fn pick<'a, E>(pool: &'a mut [E], row: usize, slots: &[usize]) -> Result<Vec<&'a mut [E]>> {
     let mut rows: Vec<Option<&mut [E]>> = pool.chunks_exact_mut(row.max(1)).map(Some).collect();
-    let count = rows.len();
-    let take = |&s: &usize| match rows.get_mut(s) {
-        None => Err(Error::invalid(OP, "slots", format!("names row {s}, but the pool has {count}"))),
-        Some(r) => r.take().ok_or_else(|| Error::invalid(OP, "slots", format!("names row {s} twice"))),
-    };
-    slots.iter().map(take).collect()
+    check_slots(slots, rows.len())?;
+    Ok(slots.iter().filter_map(|&s| rows[s].take()).collect())
 }
 
 fn run<E: Element, R: Real>(

@@ -1,0 +1,241 @@
+//! The convolution on a GPU: chunks of tokens by blocks of channels, all sequences in one launch (kernels in `tiles/src/conv`).
+
+use flashlin_tensor::{
+    DType, Device, Error, Result, Tensor,
+    cuda::{Arg, Launcher},
+};
+
+use super::{Call, ConvStep, OP};
+
+/// Tokens that a block of the weight's gradient adds.
+const PIECE: usize = 256;
+
+/// Operands as the kernels want them: contiguous, of the dtype of x.
+struct Operands {
+    on: Launcher,
+    kind: &'static str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    state: Option<Tensor>,
+}
+
+impl Operands {
+    fn of(call: &Call) -> Result<Operands> {
+        let on = Launcher::on(OP, &call.x)?;
+        let kind = on.float("x", call.x.dtype())?;
+        let like = |t: &Tensor| t.to_dtype(call.x.dtype())?.contiguous();
+        Ok(Operands {
+            on,
+            kind,
+            x: call.x.contiguous()?,
+            weight: like(&call.weight)?,
+            bias: call.bias.as_ref().map(like).transpose()?,
+            state: call.state.as_ref().map(like).transpose()?,
+        })
+    }
+
+    fn flag(x: Option<&Tensor>) -> Arg {
+        Arg::I32(x.is_some() as i32)
+    }
+}
+
+/// (first token, length, first token of the chunk, sequence) of every chunk of at most `tokens`; with `None` of every sequence.
+fn table(call: &Call, tokens: Option<usize>, device: &Device) -> Result<(Tensor, usize)> {
+    let mut rows: Vec<i32> = Vec::new();
+    for (n, range) in call.seqs.ranges().enumerate() {
+        let mut push = |from: usize| -> Result<()> {
+            for v in [range.start, range.len(), from, n] {
+                let long =
+                    |_| Error::unsupported(OP, format!("{v} packed tokens on a GPU"), "up to 2^31 - 1");
+                rows.push(i32::try_from(v).map_err(long)?);
+            }
+            Ok(())
+        };
+        match tokens {
+            None => push(0)?,
+            Some(step) => (0..range.len()).step_by(step).try_for_each(push)?,
+        }
+    }
+    let count = rows.len() / 4;
+    Ok((Tensor::from_vec(rows, &[count, 4])?.to_device(device)?, count))
+}
+
+/// Channels and tokens of a block of the kernels that take both.
+fn block(kernel: &flashlin_tensor::cuda::Kernel) -> Result<[usize; 2]> {
+    let n = |name| kernel.need_generic(name).map(|v| v.max(1) as usize).map_err(Error::Kernel);
+    let (lanes, channels) = (n("N")?, n("BD")?);
+    Ok([channels, lanes / channels])
+}
+
+fn lanes(kernel: &flashlin_tensor::cuda::Kernel) -> Result<usize> {
+    Ok(kernel.need_generic("N").map_err(Error::Kernel)?.max(1) as usize)
+}
+
+/// y, and the state after the last tokens where wanted.
+pub(super) fn forward(call: &Call, want_state: bool) -> Result<(Tensor, Option<Tensor>)> {
+    let o = Operands::of(call)?;
+    let (on, device) = (&o.on, call.x.device());
+    let kernel = on.find("conv_fwd", o.kind, &[])?;
+    let [bd, bt] = block(kernel)?;
+    let (chunks, count) = table(call, Some(bt), &device)?;
+    let y = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
+    on.int(y.numel())?;
+    let mut args =
+        vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?, on.maybe(o.state.as_ref())?];
+    args.extend([on.at(&chunks)?, on.at(&y)?, on.int(count)?, on.int(call.channels)?, on.int(call.taps)?]);
+    args.extend([
+        Operands::flag(o.bias.as_ref()),
+        Operands::flag(o.state.as_ref()),
+        Arg::I32(call.silu as i32),
+    ]);
+    // SAFETY: the table stays inside the packed tokens; all arrays have the sizes that D, W and the table state.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }?;
+    let y = match &call.residual {
+        Some(r) => y.add(&r.to_dtype(y.dtype())?)?,
+        None => y,
+    };
+    let last = want_state.then(|| last_state(call, &o)).transpose()?;
+    Ok((y, last))
+}
+
+fn last_state(call: &Call, o: &Operands) -> Result<Tensor> {
+    let (on, device) = (&o.on, call.x.device());
+    let kernel = on.find("conv_state", o.kind, &[])?;
+    let (seqs, n) = table(call, None, &device)?;
+    let last = Tensor::empty(&[n, call.channels, call.taps], call.x.dtype(), &device)?;
+    let mut args = vec![on.at(&o.x)?, on.maybe(o.state.as_ref())?, on.at(&seqs)?, on.at(&last)?];
+    args.extend([on.int(n)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(o.state.as_ref())]);
+    // SAFETY: as in `forward`.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(lanes(kernel)?), n, 1], &args) }?;
+    // As on the CPU: in the dtype of the state before, or of x.
+    last.to_dtype(call.state.as_ref().map_or(call.x.dtype(), Tensor::dtype))
+}
+
+/// Gradients of x, weight, bias, residual and initial state, where wanted.
+pub(super) fn backward(
+    call: &Call,
+    dy: &Tensor,
+    dlast: Option<Tensor>,
+    [_, want_w, want_b, want_r, want_s]: [bool; 5],
+) -> Result<Vec<Option<Tensor>>> {
+    let o = Operands::of(call)?;
+    let dy = dy.to_dtype(call.x.dtype())?.contiguous()?;
+    let dlast = dlast.map(|d| d.to_dtype(call.x.dtype())?.contiguous()).transpose()?;
+    let dz = before_activation(call, &o, &dy)?;
+    let dx = input_gradient(call, &o, &dz, dlast.as_ref())?;
+    let (dw, db) = if want_w || want_b { weight_gradients(call, &o, &dz)? } else { (None, None) };
+    let dw = dw.filter(|_| want_w);
+    let db = db.filter(|_| want_b && call.bias.is_some());
+    let dr = call.residual.as_ref().filter(|_| want_r).map(|r| dy.to_dtype(r.dtype())).transpose()?;
+    let ds = match &call.state {
+        Some(state) if want_s => {
+            Some(state_gradient(call, &o, &dz, dlast.as_ref())?.to_dtype(state.dtype())?)
+        }
+        _ => None,
+    };
+    Ok(vec![Some(dx), dw, db, dr, ds])
+}
+
+fn before_activation(call: &Call, o: &Operands, dy: &Tensor) -> Result<Tensor> {
+    let (on, device) = (&o.on, call.x.device());
+    let kernel = on.find("conv_dz", o.kind, &[])?;
+    let [bd, bt] = block(kernel)?;
+    let (chunks, count) = table(call, Some(bt), &device)?;
+    let dz = Tensor::empty(call.x.dims(), DType::F32, &device)?;
+    let mut args =
+        vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?, on.maybe(o.state.as_ref())?];
+    args.extend([on.at(&chunks)?, on.at(dy)?, on.at(&dz)?, on.int(count)?, on.int(call.channels)?]);
+    args.extend([
+        on.int(call.taps)?,
+        Operands::flag(o.bias.as_ref()),
+        Operands::flag(o.state.as_ref()),
+        Arg::I32(call.silu as i32),
+    ]);
+    // SAFETY: as in `forward`; dz has the shape of x.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }?;
+    Ok(dz)
+}
+
+fn input_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>) -> Result<Tensor> {
+    let (on, device) = (&o.on, call.x.device());
+    let kernel = on.find("conv_dx", o.kind, &[])?;
+    let [bd, bt] = block(kernel)?;
+    let (chunks, count) = table(call, Some(bt), &device)?;
+    let dx = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
+    let mut args = vec![on.at(dz)?, on.at(&o.weight)?, on.maybe(dlast)?, on.at(&chunks)?, on.at(&dx)?];
+    args.extend([on.int(count)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(dlast)]);
+    // SAFETY: as in `forward`.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }?;
+    Ok(dx)
+}
+
+/// Sums of pieces, then of the pieces in order, so that the bits do not depend on the device's scheduling.
+fn weight_gradients(call: &Call, o: &Operands, dz: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let (on, device, (d, w)) = (&o.on, call.x.device(), (call.channels, call.taps));
+    let kernel = on.find("conv_dw", o.kind, &[("BT", PIECE as i64)])?;
+    let (chunks, count) = table(call, Some(PIECE), &device)?;
+    let parts = Tensor::empty(&[count, w + 1, d], DType::F32, &device)?;
+    let mut args =
+        vec![on.at(&o.x)?, on.maybe(o.state.as_ref())?, on.at(&chunks)?, on.at(dz)?, on.at(&parts)?];
+    args.extend([on.int(count)?, on.int(d)?, on.int(w)?, Operands::flag(o.state.as_ref())]);
+    // SAFETY: as in `forward`; parts has W + 1 rows of D for each piece.
+    unsafe { on.launch(&kernel.name, [d.div_ceil(lanes(kernel)?), count, w + 1], &args) }?;
+    let sums = parts.sum(&[0], false)?;
+    let dw = sums.narrow(0, 0, w)?.transpose(0, 1)?.contiguous()?.reshape(call.weight.dims())?;
+    let db = call.bias.as_ref().map(|b| sums.select(0, w)?.contiguous()?.reshape(b.dims())).transpose()?;
+    Ok((Some(dw), db))
+}
+
+fn state_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>) -> Result<Tensor> {
+    let (on, device) = (&o.on, call.x.device());
+    let kernel = on.find("conv_dstate", o.kind, &[])?;
+    let (seqs, n) = table(call, None, &device)?;
+    let ds = Tensor::empty(&[n, call.channels, call.taps], call.x.dtype(), &device)?;
+    let mut args = vec![on.at(dz)?, on.at(&o.weight)?, on.maybe(dlast)?, on.at(&seqs)?, on.at(&ds)?];
+    args.extend([on.int(n)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(dlast)]);
+    // SAFETY: as in `forward`.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(lanes(kernel)?), n, 1], &args) }?;
+    Ok(ds)
+}
+
+/// The decode form on checked arguments: rows `slots` of the pool move on by one token.
+pub(super) fn step(args: &ConvStep, slots: &[usize], state: &mut Tensor, out: &mut Tensor) -> Result<()> {
+    let on = Launcher::on(OP, args.x)?;
+    let dtype = args.x.dtype();
+    let kind = on.float("x", dtype)?;
+    if state.dtype() != dtype {
+        return Err(Error::dtype(OP, "state", state.dtype(), format!("{dtype}, as x, on a GPU")));
+    }
+    if args.residual.is_some() {
+        return Err(Error::unsupported(
+            OP,
+            "a residual in a step on a GPU",
+            "no residual: add it to the output",
+        ));
+    }
+    let kernel = on.find("conv_step", kind, &[])?;
+    let (x, weight) = (args.x.contiguous()?, args.weight.to_dtype(dtype)?.contiguous()?);
+    let bias = args.bias.map(|b| b.to_dtype(dtype)?.contiguous()).transpose()?;
+    let slots: Vec<i32> = slots.iter().map(|&s| s as i32).collect();
+    let (rows, d, w) = (slots.len(), state.dim(1), state.dim(2));
+    let slots = Tensor::from_vec(slots, &[rows])?.to_device(&args.x.device())?;
+    let silu = super::is_silu(args.activation)?;
+    let mut list = vec![
+        on.at(&x)?,
+        on.at(&weight)?,
+        on.maybe(bias.as_ref())?,
+        on.at(state)?,
+        on.at(&slots)?,
+        on.at(out)?,
+    ];
+    list.extend([
+        on.int(rows)?,
+        on.int(d)?,
+        on.int(w)?,
+        Operands::flag(bias.as_ref()),
+        Arg::I32(silu as i32),
+    ]);
+    // SAFETY: the slots were checked against the pool and are all different; the arrays have the sizes that R, D and W state.
+    unsafe { on.launch(&kernel.name, [d.div_ceil(lanes(kernel)?), rows, 1], &list) }
+}
