@@ -1,0 +1,94 @@
+//! Tile arithmetic: causal masks, decay matrices, the inverse of a unit lower triangle.
+
+/// Tile arithmetic.
+#[cutile::module]
+pub mod math {
+    use cutile::core::*;
+
+    /// True where row >= column.
+    pub fn lower<const C: i32>() -> Tile<bool, { [C, C] }> {
+        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
+        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let m: Tile<bool, { [C, C] }> = ge_tile(r, c);
+        m
+    }
+
+    /// True where row > column.
+    pub fn below<const C: i32>() -> Tile<bool, { [C, C] }> {
+        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
+        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let m: Tile<bool, { [C, C] }> = gt_tile(r, c);
+        m
+    }
+
+    /// `2^(g_i - g_j)` for `i >= j`, else 0; `g` is a cumulative sum of log2 decays.
+    pub fn decay<const C: i32>(g: Tile<f32, { [C] }>, m: Tile<bool, { [C, C] }>) -> Tile<f32, { [C, C] }> {
+        let gi: Tile<f32, { [C, C] }> = g.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let gj: Tile<f32, { [C, C] }> = g.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let neg: Tile<f32, { [C, C] }> = constant(-1.0e30f32, const_shape![C, C]);
+        let d: Tile<f32, { [C, C] }> = exp2(select(m, gi - gj, neg), ftz::Enabled);
+        d
+    }
+
+    /// Repeats a column over `D` columns.
+    pub fn col<const C: i32, const D: i32>(x: Tile<f32, { [C] }>) -> Tile<f32, { [C, D] }> {
+        let y: Tile<f32, { [C, D] }> = x.reshape(const_shape![C, 1]).broadcast(const_shape![C, D]);
+        y
+    }
+
+    /// Two rows as a matrix.
+    pub fn rows2<const C: i32>(x: Tile<f32, { [C] }>, y: Tile<f32, { [C] }>) -> Tile<f32, { [2, C] }> {
+        let a: Tile<f32, { [1, C] }> = x.reshape(const_shape![1, C]);
+        let b: Tile<f32, { [1, C] }> = y.reshape(const_shape![1, C]);
+        let z: Tile<f32, { [2, C] }> = cat(a, b, 0i32);
+        z
+    }
+
+    /// Repeats a row over `C` rows.
+    pub fn row<const C: i32, const D: i32>(x: Tile<f32, { [D] }>) -> Tile<f32, { [C, D] }> {
+        let y: Tile<f32, { [C, D] }> = x.reshape(const_shape![1, D]).broadcast(const_shape![C, D]);
+        y
+    }
+
+    /// The lower left blocks of side `2^s` of every diagonal block of side `2^(s+1)`.
+    ///
+    /// The mask must be written with the exclusive or: written as `(row >> s) == (col >> s) + 1` with `row >> s` odd,
+    /// the compiler folds it to false at 8 warps and `s` = 3.
+    pub fn level<const C: i32>(l: Tile<f32, { [C, C] }>, s: i32) -> Tile<f32, { [C, C] }> {
+        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
+        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let sh: Tile<i32, { [C, C] }> = broadcast_scalar(s, const_shape![C, C]);
+        let x: Tile<i32, { [C, C] }> = shri(xori(r, c), sh);
+        let one: Tile<i32, { [C, C] }> = constant(1i32, const_shape![C, C]);
+        let z: Tile<f32, { [C, C] }> = constant(0.0f32, const_shape![C, C]);
+        let p: Tile<bool, { [C, C] }> = eq_tile(x, one);
+        let m: Tile<bool, { [C, C] }> = gt_tile(r, c);
+        let y: Tile<f32, { [C, C] }> = select(p & m, l, z);
+        y
+    }
+
+    /// Inverse of `I + L`, `L` strictly lower (what stands above or on its diagonal is not read), C = 64, by block
+    /// doubling: `T_2b = T_b - T_b (L o M_b) T_b`. Products run in `F`: f16 suffices where the recurrence is stable (then
+    /// the inverse's entries are bounded by beta |k|^2 <= 2); tf32 has f32's range at twice the cost and shared memory.
+    pub fn tri_inv<F: ElementType, const C: i32>(l: Tile<f32, { [C, C] }>) -> Tile<f32, { [C, C] }> {
+        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
+        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let z: Tile<f32, { [C, C] }> = constant(0.0f32, const_shape![C, C]);
+        let one: Tile<f32, { [C, C] }> = constant(1.0f32, const_shape![C, C]);
+        let eye: Tile<f32, { [C, C] }> = select(eq_tile(r, c), one, z);
+        let mut x: Tile<f32, { [C, C] }> = eye - level::<C>(l, 0i32);
+        for s in 1i32..6i32 {
+            let lb: Tile<F, { [C, C] }> = convert_tile(level::<C>(l, s));
+            let xb: Tile<F, { [C, C] }> = convert_tile(x);
+            let y: Tile<f32, { [C, C] }> = mma(lb, xb, z);
+            let yb: Tile<F, { [C, C] }> = convert_tile(y);
+            let w: Tile<f32, { [C, C] }> = mma(xb, yb, z);
+            x = x - w;
+        }
+        x
+    }
+}

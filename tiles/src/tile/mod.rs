@@ -1,0 +1,4 @@
+//! What several kernels share: views of the arrays they read and write, and tile arithmetic.
+
+pub mod math;
+pub mod view;
