@@ -4,7 +4,13 @@
 //! order in which the entry declares them. `flashlin-tiles --list` prints the kernels. The Tile IR text goes to stdout.
 
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod activation;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod decay;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod delta;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod norm;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod tile;
 
@@ -17,9 +23,22 @@ use cutile_ir::bytecode::BytecodeVersion;
 type Kernel = (&'static str, &'static str, fn() -> Module);
 
 const KERNELS: &[Kernel] = &[
+    ("norm_fwd", "fwd", norm::fwd::fwd::__module_ast_self),
+    ("norm_bwd", "bwd", norm::bwd::bwd::__module_ast_self),
+    ("column_sum", "column_sum", norm::column_sum::column_sum::__module_ast_self),
+    ("swiglu_fwd", "swiglu", activation::swiglu::swiglu::__module_ast_self),
+    ("swiglu_bwd", "swiglu_bwd", activation::swiglu_bwd::swiglu_bwd::__module_ast_self),
+    ("decay_cumsum", "cumsum", decay::cumsum::cumsum::__module_ast_self),
+    ("decay_fwd", "fwd", decay::fwd::fwd::__module_ast_self),
+    ("decay_out", "out", decay::out::out::__module_ast_self),
+    ("decay_dstate", "dstate", decay::dstate::dstate::__module_ast_self),
+    ("decay_bwd", "bwd", decay::bwd::bwd::__module_ast_self),
+    ("delta_gates", "gates_", delta::gates::gates_::__module_ast_self),
     ("delta_prep", "prep", delta::prep::prep::__module_ast_self),
     ("delta_fwd", "fwd", delta::fwd::fwd::__module_ast_self),
     ("delta_dstate", "dstate", delta::dstate::dstate::__module_ast_self),
+    ("delta_qk", "qk", delta::qk::qk::__module_ast_self),
+    ("delta_step", "step", delta::step::step::__module_ast_self),
     ("delta_bwd", "bwd", delta::bwd::bwd::__module_ast_self),
 ];
 
@@ -36,7 +55,9 @@ fn run(args: Vec<String>) -> Result<(), String> {
         return Ok(());
     }
     let [kernel, out, target, warps, occupancy, generics @ ..] = &args[..] else {
-        return Err("usage: flashlin-tiles <kernel> <out.bc> <target> <warps> <occupancy> <generics...>".into());
+        return Err(
+            "usage: flashlin-tiles <kernel> <out.bc> <target> <warps> <occupancy> <generics...>".into()
+        );
     };
     let hint = |s: &String| s.parse::<i32>().map_err(|_| format!("not a number: {s}"));
     let mut options = CompileOptions::new();

@@ -7,7 +7,8 @@
 //! the gradient of `G_last`; dg is the reverse cumulative sum of dG in the chunk. Normalisation: `dq = r (dq^ - q^ (q^ . dq^))`.
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by
-//! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; vec as in `delta_prep`.
+//! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; gvec, rk, rq as in
+//! `delta_fwd`.
 //! Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_prep`.
 
 /// Kernel.
@@ -18,12 +19,21 @@ pub mod bwd {
     use cutile::core::*;
 
     #[cutile::entry(unchecked_accesses = true)]
-    unsafe fn delta_bwd<E: ElementType, const C: i32, const K: i32, const V: i32, const BV: i32, const VL: i32>(
+    unsafe fn delta_bwd<
+        E: ElementType,
+        const C: i32,
+        const K: i32,
+        const V: i32,
+        const BV: i32,
+        const VL: i32,
+    >(
         q: *mut E,
         k: *mut E,
         v: *mut E,
         d_o: *mut E,
-        vec: *mut f32,
+        gvec: *mut f32,
+        rk: *mut f32,
+        rq: *mut f32,
         hs: *mut E,
         us: *mut E,
         dh: *mut E,
@@ -68,7 +78,9 @@ pub mod bwd {
         let dvv: Tensor<E, { [-1, -1, -1, V] }> = unsafe { rows_from::<E, V>(dv, first, nb, len, hv) };
         let dgv: Tensor<f32, { [-1, -1, -1] }> = unsafe { gates(dg, first, nb, len, hv) };
         let dbv: Tensor<f32, { [-1, -1, -1] }> = unsafe { gates(dbeta, first, nb, len, hv) };
-        let fv: Tensor<f32, { [-1, 8, C] }> = unsafe { mats_f32::<8, C>(vec, nc * hv) };
+        let fv: Tensor<f32, { [-1, 4, C] }> = unsafe { mats_f32::<4, C>(gvec, nc * hv) };
+        let rkv: Tensor<f32, { [-1, 1, C] }> = unsafe { mats_f32::<1, C>(rk, nc * hv) };
+        let rqv: Tensor<f32, { [-1, 1, C] }> = unsafe { mats_f32::<1, C>(rq, nc * hv) };
         let hsv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(hs, nc * hv) };
         let dhv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(dh, nc * hv) };
         let usv: Tensor<E, { [-1, C, V] }> = unsafe { mats::<E, C, V>(us, nc * hv) };
@@ -78,22 +90,29 @@ pub mod bwd {
         let vp: Partition<E, { [1, C, 1, BV] }> = vv.partition(const_shape![1, C, 1, BV]);
         let op: Partition<E, { [1, C, 1, BV] }> = ov.partition(const_shape![1, C, 1, BV]);
         let fp: Partition<f32, { [1, 1, C] }> = fv.partition(const_shape![1, 1, C]);
+        let rkp: Partition<f32, { [1, 1, C] }> = rkv.partition(const_shape![1, 1, C]);
+        let rqp: Partition<f32, { [1, 1, C] }> = rqv.partition(const_shape![1, 1, C]);
         let hp: Partition<E, { [1, K, BV] }> = hsv.partition(const_shape![1, K, BV]);
         let dhp: Partition<E, { [1, K, BV] }> = dhv.partition(const_shape![1, K, BV]);
         let up: Partition<E, { [1, C, BV] }> = usv.partition(const_shape![1, C, BV]);
         let xp: Partition<E, { [1, C, BV] }> = dxv.partition(const_shape![1, C, BV]);
-        let mut dqp: PartitionMut<E, { [1, C, 1, K] }> = unsafe { dqv.partition_full_mut(const_shape![1, C, 1, K]) };
-        let mut dkp: PartitionMut<E, { [1, C, 1, K] }> = unsafe { dkv.partition_full_mut(const_shape![1, C, 1, K]) };
-        let mut dvp: PartitionMut<E, { [1, C, 1, BV] }> = unsafe { dvv.partition_full_mut(const_shape![1, C, 1, BV]) };
-        let mut dgp: PartitionMut<f32, { [1, C, 1] }> = unsafe { dgv.partition_full_mut(const_shape![1, C, 1]) };
-        let mut dbp: PartitionMut<f32, { [1, C, 1] }> = unsafe { dbv.partition_full_mut(const_shape![1, C, 1]) };
-        let be: Tile<f32, { [C] }> = fp.load([n, 3i32, 0i32]).reshape(const_shape![C]);
-        let eg: Tile<f32, { [C] }> = fp.load([n, 4i32, 0i32]).reshape(const_shape![C]);
-        let rq: Tile<f32, { [C] }> = fp.load([n, 5i32, 0i32]).reshape(const_shape![C]);
-        let rk: Tile<f32, { [C] }> = fp.load([n, 6i32, 0i32]).reshape(const_shape![C]);
-        let gc: Tile<f32, { [C] }> = fp.load([n, 7i32, 0i32]).reshape(const_shape![C]);
+        let mut dqp: PartitionMut<E, { [1, C, 1, K] }> =
+            unsafe { dqv.partition_full_mut(const_shape![1, C, 1, K]) };
+        let mut dkp: PartitionMut<E, { [1, C, 1, K] }> =
+            unsafe { dkv.partition_full_mut(const_shape![1, C, 1, K]) };
+        let mut dvp: PartitionMut<E, { [1, C, 1, BV] }> =
+            unsafe { dvv.partition_full_mut(const_shape![1, C, 1, BV]) };
+        let mut dgp: PartitionMut<f32, { [1, C, 1] }> =
+            unsafe { dgv.partition_full_mut(const_shape![1, C, 1]) };
+        let mut dbp: PartitionMut<f32, { [1, C, 1] }> =
+            unsafe { dbv.partition_full_mut(const_shape![1, C, 1]) };
+        let be: Tile<f32, { [C] }> = fp.load([n, 0i32, 0i32]).reshape(const_shape![C]);
+        let eg: Tile<f32, { [C] }> = fp.load([n, 1i32, 0i32]).reshape(const_shape![C]);
+        let fq_r: Tile<f32, { [C] }> = rqp.load([n, 0i32, 0i32]).reshape(const_shape![C]);
+        let fk_r: Tile<f32, { [C] }> = rkp.load([n, 0i32, 0i32]).reshape(const_shape![C]);
+        let gc: Tile<f32, { [C] }> = fp.load([n, 3i32, 0i32]).reshape(const_shape![C]);
         let gl: Tile<f32, { [1] }> = extract(gc, [scalar_to_tile(C - 1i32)]);
-        let er: Tile<f32, { [C] }> = exp2(gl.broadcast(const_shape![C]) - gc, ftz::Enabled);
+        let er: Tile<f32, { [C] }> = fp.load([n, 2i32, 0i32]).reshape(const_shape![C]);
         // Three passes over the blocks of V: the C x C products, then dq, then dk; held at once, their sums would not fit
         // the registers. What is read twice comes from L2 the second time.
         let nv: i32 = V / BV;
@@ -125,12 +144,12 @@ pub mod bwd {
         let d: Tile<f32, { [C, C] }> = decay::<C>(gc, m).reshape(const_shape![C, C]);
         // A with the row factor of k on its columns (for dq^) and that of q on its rows (for W)
         let a: Tile<f32, { [C, C] }> = pa.reshape(const_shape![C, C]) * d * col::<C, C>(sc);
-        let a_k: Tile<E, { [C, C] }> = convert_tile(a * row::<C, C>(rk));
-        let a_q: Tile<E, { [C, C] }> = convert_tile(a * col::<C, C>(rq));
+        let a_k: Tile<E, { [C, C] }> = convert_tile(a * row::<C, C>(fk_r));
+        let a_q: Tile<E, { [C, C] }> = convert_tile(a * col::<C, C>(fq_r));
         let l: Tile<f32, { [C, C] }> = select(strict, la.reshape(const_shape![C, C]) * d, z);
         let bm: Tile<f32, { [C, C] }> = z - l;
-        let b_k: Tile<E, { [C, C] }> = convert_tile(bm * row::<C, C>(rk));
-        let b_b: Tile<E, { [C, C] }> = convert_tile(bm * col::<C, C>(be * rk));
+        let b_k: Tile<E, { [C, C] }> = convert_tile(bm * row::<C, C>(fk_r));
+        let b_b: Tile<E, { [C, C] }> = convert_tile(bm * col::<C, C>(be * fk_r));
 
         let mut aq: Tile<f32, { [C, K] }> = constant(0.0f32, const_shape![C, K]);
         for j in 0i32..nv {
@@ -141,14 +160,14 @@ pub mod bwd {
         let aq: Tile<f32, { [C, K] }> = aq.reshape(const_shape![C, K]) * col::<C, K>(eg * sc);
         let aq: Tile<f32, { [C, K] }> = mma(a_k, tk, aq);
         let fq: Tile<f32, { [C, K] }> = convert_tile(tq);
-        let fq: Tile<f32, { [C, K] }> = fq * col::<C, K>(rq);
+        let fq: Tile<f32, { [C, K] }> = fq * col::<C, K>(fq_r);
         let dot_q: Tile<f32, { [C] }> = reduce_sum(aq * fq, 1i32);
         let dot_q: Tile<f32, { [C] }> = dot_q.reshape(const_shape![C]);
         let mut cq: Tile<f32, { [C] }> = zc;
         if norm == 1i32 {
             cq = dot_q;
         }
-        let dqo: Tile<E, { [C, K] }> = convert_tile((aq - fq * col::<C, K>(cq)) * col::<C, K>(rq));
+        let dqo: Tile<E, { [C, K] }> = convert_tile((aq - fq * col::<C, K>(cq)) * col::<C, K>(fq_r));
         unsafe { dqp.store_unchecked(dqo.reshape(const_shape![1, C, 1, K]), [ib, i, ih, 0i32]) };
 
         let mut ak: Tile<f32, { [C, K] }> = constant(0.0f32, const_shape![C, K]);
@@ -167,7 +186,7 @@ pub mod bwd {
             hd = hd + hr.reshape(const_shape![K]);
         }
         let fk: Tile<f32, { [C, K] }> = convert_tile(tk);
-        let fk: Tile<f32, { [C, K] }> = fk * col::<C, K>(rk);
+        let fk: Tile<f32, { [C, K] }> = fk * col::<C, K>(fk_r);
         let ae: Tile<f32, { [C, K] }> = ae.reshape(const_shape![C, K]) * col::<C, K>(zc - eg);
         let ae: Tile<f32, { [C, K] }> = mma(b_k, tk, ae);
         let ak: Tile<f32, { [C, K] }> = ak.reshape(const_shape![C, K]) * col::<C, K>(er);
@@ -193,7 +212,7 @@ pub mod bwd {
         if norm == 1i32 {
             ck = bde + dot_w;
         }
-        let dko: Tile<E, { [C, K] }> = convert_tile((dkh - fk * col::<C, K>(ck)) * col::<C, K>(rk));
+        let dko: Tile<E, { [C, K] }> = convert_tile((dkh - fk * col::<C, K>(ck)) * col::<C, K>(fk_r));
         unsafe { dkp.store_unchecked(dko.reshape(const_shape![1, C, 1, K]), [ib, i, ih, 0i32]) };
     }
 }

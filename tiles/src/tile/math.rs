@@ -14,6 +14,15 @@ pub mod math {
         m
     }
 
+    /// True where row = column.
+    pub fn diagonal<const C: i32>() -> Tile<bool, { [C, C] }> {
+        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
+        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
+        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
+        let m: Tile<bool, { [C, C] }> = eq_tile(r, c);
+        m
+    }
+
     /// True where row > column.
     pub fn below<const C: i32>() -> Tile<bool, { [C, C] }> {
         let i: Tile<i32, { [C] }> = iota(const_shape![C]);
@@ -30,6 +39,26 @@ pub mod math {
         let neg: Tile<f32, { [C, C] }> = constant(-1.0e30f32, const_shape![C, C]);
         let d: Tile<f32, { [C, C] }> = exp2(select(m, gi - gj, neg), ftz::Enabled);
         d
+    }
+
+    /// `1 / (1 + e^-x)`.
+    pub fn sigmoid<const C: i32>(x: Tile<f32, { [C] }>) -> Tile<f32, { [C] }> {
+        let one: Tile<f32, { [C] }> = constant(1.0f32, const_shape![C]);
+        let z: Tile<f32, { [C] }> = constant(0.0f32, const_shape![C]);
+        let e: Tile<f32, { [C] }> = exp(z - x);
+        let y: Tile<f32, { [C] }> = one / (one + e);
+        y
+    }
+
+    /// `ln(1 + e^x)`, as `max(x, 0) + ln(1 + e^-|x|)`.
+    pub fn softplus<const C: i32>(x: Tile<f32, { [C] }>) -> Tile<f32, { [C] }> {
+        let one: Tile<f32, { [C] }> = constant(1.0f32, const_shape![C]);
+        let z: Tile<f32, { [C] }> = constant(0.0f32, const_shape![C]);
+        let m: Tile<f32, { [C] }> = max_tile(x, z);
+        let n: Tile<f32, { [C] }> = max_tile(z - x, z);
+        let e: Tile<f32, { [C] }> = exp(z - (m + n));
+        let y: Tile<f32, { [C] }> = m + log(one + e);
+        y
     }
 
     /// Repeats a column over `D` columns.
@@ -52,42 +81,36 @@ pub mod math {
         y
     }
 
-    /// The lower left blocks of side `2^s` of every diagonal block of side `2^(s+1)`.
+    /// True in the lower and upper off-diagonal blocks of side `2^s` of every diagonal block of side `2^(s+1)`.
     ///
     /// The mask must be written with the exclusive or: written as `(row >> s) == (col >> s) + 1` with `row >> s` odd,
     /// the compiler folds it to false at 8 warps and `s` = 3.
-    pub fn level<const C: i32>(l: Tile<f32, { [C, C] }>, s: i32) -> Tile<f32, { [C, C] }> {
+    pub fn level<const C: i32>(s: i32) -> Tile<bool, { [C, C] }> {
         let i: Tile<i32, { [C] }> = iota(const_shape![C]);
         let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
         let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
         let sh: Tile<i32, { [C, C] }> = broadcast_scalar(s, const_shape![C, C]);
         let x: Tile<i32, { [C, C] }> = shri(xori(r, c), sh);
         let one: Tile<i32, { [C, C] }> = constant(1i32, const_shape![C, C]);
-        let z: Tile<f32, { [C, C] }> = constant(0.0f32, const_shape![C, C]);
         let p: Tile<bool, { [C, C] }> = eq_tile(x, one);
-        let m: Tile<bool, { [C, C] }> = gt_tile(r, c);
-        let y: Tile<f32, { [C, C] }> = select(p & m, l, z);
-        y
+        p
     }
 
-    /// Inverse of `I + L`, `L` strictly lower (what stands above or on its diagonal is not read), C = 64, by block
-    /// doubling: `T_2b = T_b - T_b (L o M_b) T_b`. Products run in `F`: f16 suffices where the recurrence is stable (then
-    /// the inverse's entries are bounded by beta |k|^2 <= 2); tf32 has f32's range at twice the cost and shared memory.
+    /// Inverse of `I + L`, C = 64, `L` strictly lower up to its diagonal, which is not read; above that it must be zero. Block
+    /// doubling: `T_2b = T_b - (T_b L T_b) o M_b`, exact because `T_b` is block diagonal. Products run in `F`: f16 suffices where the
+    /// recurrence is stable (then the inverse's entries are bounded by beta |k|^2 <= 2); tf32 has f32's range at twice the cost.
     pub fn tri_inv<F: ElementType, const C: i32>(l: Tile<f32, { [C, C] }>) -> Tile<f32, { [C, C] }> {
-        let i: Tile<i32, { [C] }> = iota(const_shape![C]);
-        let r: Tile<i32, { [C, C] }> = i.reshape(const_shape![C, 1]).broadcast(const_shape![C, C]);
-        let c: Tile<i32, { [C, C] }> = i.reshape(const_shape![1, C]).broadcast(const_shape![C, C]);
         let z: Tile<f32, { [C, C] }> = constant(0.0f32, const_shape![C, C]);
         let one: Tile<f32, { [C, C] }> = constant(1.0f32, const_shape![C, C]);
-        let eye: Tile<f32, { [C, C] }> = select(eq_tile(r, c), one, z);
-        let mut x: Tile<f32, { [C, C] }> = eye - level::<C>(l, 0i32);
+        let eye: Tile<f32, { [C, C] }> = select(diagonal::<C>(), one, z);
+        let mut x: Tile<f32, { [C, C] }> = eye - select(level::<C>(0i32), l, z).reshape(const_shape![C, C]);
+        let lb: Tile<F, { [C, C] }> = convert_tile(l);
         for s in 1i32..6i32 {
-            let lb: Tile<F, { [C, C] }> = convert_tile(level::<C>(l, s));
             let xb: Tile<F, { [C, C] }> = convert_tile(x);
             let y: Tile<f32, { [C, C] }> = mma(lb, xb, z);
             let yb: Tile<F, { [C, C] }> = convert_tile(y);
             let w: Tile<f32, { [C, C] }> = mma(xb, yb, z);
-            x = x - w;
+            x = x - select(level::<C>(s), w, z).reshape(const_shape![C, C]);
         }
         x
     }

@@ -1,4 +1,6 @@
 //! What several kernels share: views of the arrays they read and write, and tile arithmetic.
 
 pub mod math;
+pub mod rows;
+pub mod strided;
 pub mod view;

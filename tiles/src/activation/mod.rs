@@ -1,0 +1,4 @@
+//! Activations.
+
+pub mod swiglu;
+pub mod swiglu_bwd;
