@@ -1,6 +1,8 @@
 //! What several kernels share: views of the arrays they read and write, and tile arithmetic.
 
+pub mod lane;
 pub mod math;
 pub mod rows;
 pub mod strided;
 pub mod view;
+pub mod window;

@@ -106,15 +106,17 @@ pub fn jobs(sources: &Sources, arch: Arch) -> Result<Vec<Job>> {
     Ok(out)
 }
 
-/// `E` is the dtype of the main arrays, `F` that of the products in triangular solves.
+/// `E` is the dtype of the main arrays, `F` that of the products in triangular solves. A dtype `f32-bf16` is `E` before the dash and `O` after it.
 fn type_arguments(types: &[String], dtype: &str) -> Result<Vec<String>> {
+    let (main, other) = dtype.split_once('-').unwrap_or((dtype, dtype));
     types
         .iter()
-        .map(|t| match (t.as_str(), dtype) {
-            ("E", _) => Ok(dtype.to_string()),
+        .map(|t| match (t.as_str(), main) {
+            ("E", _) => Ok(main.to_string()),
+            ("O", _) => Ok(other.to_string()),
             ("F", "f32") => Ok("tf32".to_string()),
             ("F", _) => Ok("f16".to_string()),
-            _ => bail!("type parameter {t}: E and F are known"),
+            _ => bail!("type parameter {t}: E, F and O are known"),
         })
         .collect()
 }

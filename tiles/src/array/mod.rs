@@ -1,0 +1,10 @@
+//! Arrays: elementwise functions, strided copies, sums, gathers.
+
+pub mod array_copy;
+pub mod array_unary;
+pub mod array_zip;
+pub mod array_select;
+pub mod array_row_sum;
+pub mod array_column_sum;
+pub mod array_gather;
+pub mod array_scatter_add;
