@@ -55,8 +55,10 @@ pub fn linear_cross_entropy(
             _ => {}
         }
     }
-    x.device().require_cpu(OP)?;
     let labels = labels::read(OP, labels, &dims, classes, options.ignore_index)?;
+    if x.device() != flashlin_tensor::Device::Cpu {
+        return super::cuda::linear(OP, x, weight, bias, &labels, options);
+    }
     match x.dtype() {
         DType::F64 => run::<f64>(x, weight, bias, &labels, options),
         DType::F32 | DType::BF16 | DType::F16 => run::<f32>(x, weight, bias, &labels, options),

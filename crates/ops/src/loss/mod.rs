@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod cuda;
 mod labels;
 mod linear;
 mod plain;
@@ -22,7 +23,7 @@ pub static CROSS_ENTROPY: OpInfo = OpInfo {
     source: "arXiv:1512.00567, arXiv:2204.02311",
     modes: &[],
     dtypes: FLOATS,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["logits"],
 };
 
@@ -34,7 +35,7 @@ pub static LINEAR_CROSS_ENTROPY: OpInfo = OpInfo {
     source: "arXiv:2411.09009",
     modes: &[],
     dtypes: FLOATS,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x", "weight", "bias"],
 };
 

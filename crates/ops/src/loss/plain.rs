@@ -1,6 +1,6 @@
 //! Cross entropy from logits.
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Real, Result, Tensor, Var, cpu::vectorized};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Real, Result, Tensor, Var, cpu::vectorized};
 use rayon::prelude::*;
 
 use super::{
@@ -21,6 +21,9 @@ pub fn cross_entropy(logits: &Var, labels: &Tensor, options: &LossOptions) -> Re
         return Err(Error::shape(OP, "logits", logits.dims(), "[.., V]"));
     };
     let labels = labels::read(OP, labels, dims, classes, options.ignore_index)?;
+    if logits.device() != Device::Cpu {
+        return super::cuda::plain(OP, logits, &labels, options);
+    }
     let x = with_rows(OP, "logits", logits.tensor())?;
     match x.dtype() {
         DType::F64 => run::<f64>(logits, x, labels, *options),
