@@ -6,9 +6,12 @@
 
 mod array;
 mod case;
+mod chunked;
 mod conv;
 mod loss;
 mod optim;
+mod rows;
+mod step;
 mod table;
 
 pub use case::{Case, Data, Expected, Inputs, Value, relative_error, tolerance};

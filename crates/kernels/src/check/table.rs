@@ -1,6 +1,6 @@
 //! The checks of all kernels.
 
-use super::{KernelCheck, array, conv, loss, optim};
+use super::{KernelCheck, array, chunked::Stage, conv, loss, optim, rows, step};
 
 /// One entry a kernel of `tiles/`, by family.
 pub static CHECKS: &[&dyn KernelCheck] = &[
@@ -23,6 +23,22 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &optim::SumSquares,
     &optim::Decide,
     &optim::Update,
+    &rows::NormForward,
+    &rows::NormBackward,
+    &rows::SwigluForward,
+    &rows::SwigluBackward,
+    &step::Step,
+    &Stage { name: "decay_cumsum", outputs: &["gc"] },
+    &Stage { name: "decay_fwd", outputs: &["o", "hs", "ht"] },
+    &Stage { name: "decay_out", outputs: &["o"] },
+    &Stage { name: "decay_dstate", outputs: &["dh", "dh0"] },
+    &Stage { name: "decay_bwd", outputs: &["dq", "dk", "dv", "dg"] },
+    &Stage { name: "delta_gates", outputs: &["gvec"] },
+    &Stage { name: "delta_prep", outputs: &["tm", "rk"] },
+    &Stage { name: "delta_qk", outputs: &["pm", "rq"] },
+    &Stage { name: "delta_fwd", outputs: &["o", "hs", "us", "ht"] },
+    &Stage { name: "delta_dstate", outputs: &["dh", "dx", "dh0"] },
+    &Stage { name: "delta_bwd", outputs: &["dq", "dk", "dv", "dg", "dbeta"] },
 ];
 
 /// The check of a kernel, by its name in the index.

@@ -111,13 +111,18 @@ impl<'m> Maker<'m> {
                 self.plan.workspace.push(shape.per_chunk("gc", "f32", [1, CHUNK]));
             }
             Recurrence::Delta => {
+                let gates = self.machine.choose("delta_gates", "f32", &[c, vl], shape.fill(self.machine))?;
+                let [heads, y, z] = shape.chunk_grid();
+                let heads = heads.div_ceil(gates.need_generic("HB")?.max(1) as usize);
+                self.plan.launch(gates, [heads, y, z])?;
                 for name in ["delta_prep", "delta_qk"] {
                     let kernel = self.choose(name, &[c, k, vl])?;
                     self.plan.launch(kernel, shape.chunk_grid())?;
                 }
                 self.plan.workspace.extend([
-                    shape.per_chunk("vec", "f32", [8, CHUNK]),
-                    shape.per_chunk("qvec", "f32", [2, CHUNK]),
+                    shape.per_chunk("gvec", "f32", [4, CHUNK]),
+                    shape.per_chunk("rk", "f32", [1, CHUNK]),
+                    shape.per_chunk("rq", "f32", [1, CHUNK]),
                     shape.per_chunk("tm", dtype, [CHUNK, CHUNK]),
                     shape.per_chunk("pm", dtype, [CHUNK, CHUNK]),
                 ]);
