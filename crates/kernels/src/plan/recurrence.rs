@@ -7,8 +7,9 @@
 use super::{Array, CHUNK, Machine, Plan, Sequences};
 use crate::{Error, Kernel, Result};
 
-/// Independent serial blocks, as a share of the SMs, below which outputs get a launch of their own.
-const FEW: f64 = 0.5;
+/// Sequences x heads, as a share of the SMs, below which outputs get a launch of their own. On an H200 the serial pass takes 1.45 us a chunk with outputs and 0.87 without;
+/// the outputs apart cost in proportion to the heads.
+const FEW: f64 = 0.18;
 /// What decays: one value a token and head (the `MODE` of the cumulative sum).
 const A_TOKEN: i64 = 2;
 
