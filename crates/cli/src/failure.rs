@@ -105,6 +105,12 @@ fn code(error: &anyhow::Error) -> u8 {
         if let Some(e) = cause.downcast_ref::<flashlin_tensor::Error>() {
             return of_kind(e.kind());
         }
+        if let Some(e) = cause.downcast_ref::<flashlin_cuda::Error>() {
+            return of_cuda(e.kind());
+        }
+        if let Some(e) = cause.downcast_ref::<flashlin_kernels::Error>() {
+            return of_cuda(e.kind());
+        }
         if let Some(e) = cause.downcast_ref::<flashlin::tokenizer::TokenizerError>() {
             return if e.is_usage() { 2 } else { 1 };
         }
@@ -113,6 +119,13 @@ fn code(error: &anyhow::Error) -> u8 {
         }
     }
     1
+}
+
+fn of_cuda(kind: flashlin_cuda::ErrorKind) -> u8 {
+    match kind {
+        flashlin_cuda::ErrorKind::Usage | flashlin_cuda::ErrorKind::Unsupported => 2,
+        _ => 1,
+    }
 }
 
 fn of_kind(kind: flashlin::ErrorKind) -> u8 {

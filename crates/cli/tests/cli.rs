@@ -65,6 +65,29 @@ fn json_where_output_is_data() {
 }
 
 #[test]
+fn devices_are_listed_and_their_absence_is_an_error() {
+    let devices = run(&["devices", "--json"]).json();
+    assert_eq!(devices["bundles"].as_array().unwrap().len(), 4);
+    assert!(devices["cpu"]["threads"].as_u64().unwrap() > 0);
+    if !devices["gpus"].as_array().unwrap().is_empty() {
+        return;
+    }
+    // Without a GPU: what is missing is said, nothing panics, and what needs one is refused.
+    assert!(devices["driver"]["error"].is_string() || devices["driver"].is_string(), "{devices}");
+    assert!(devices["cublaslt"]["error"].is_string() || devices["cublaslt"]["path"].is_string(), "{devices}");
+    for args in [&["devices", "--selftest"][..], &["verify-kernels"], &["verify-kernels", "--device", "cpu"]]
+    {
+        let ran = run(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.starts_with("error: ") && !ran.stderr.contains("panicked"),
+            "{args:?}: {}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
 fn completions_and_man_pages_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell]).ok();

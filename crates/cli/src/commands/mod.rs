@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod completions;
+pub mod devices;
 pub mod docs;
 pub mod eval;
 pub mod generate;
@@ -13,6 +14,7 @@ pub mod quickstart;
 pub mod show;
 pub mod train;
 pub mod verify;
+pub mod verify_kernels;
 pub mod verify_ops;
 
 use std::path::{Path, PathBuf};
@@ -63,6 +65,15 @@ pub fn parse_device(name: &str) -> Result<Device, Failure> {
     match device {
         Device::Cpu => Ok(device),
         other => Err(Failure::usage(format!("--device: {other} is not supported; supported: cpu"))),
+    }
+}
+
+/// Opens the GPU that an option names.
+pub fn parse_gpu(option: &str, name: &str) -> anyhow::Result<flashlin_cuda::Gpu> {
+    match name.parse() {
+        Ok(Device::Cuda(ordinal)) => Ok(flashlin_cuda::Gpu::open(ordinal)?),
+        Ok(other) => Err(Failure::usage(format!("{option}: {other} is no GPU; expected cuda:N")).into()),
+        Err(e) => Err(Failure::usage(format!("{option}: {e}")).into()),
     }
 }
 
