@@ -29,6 +29,8 @@ fn exit_codes() {
         &["verify", "--device", "cuda:0", "."],
         &["models", "gpt7"],
         &["generate", "x"],
+        &["ops", "--threads", "100000"],
+        &["quickstart", "--seconds", "nan"],
     ] {
         let ran = run(args);
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
@@ -140,6 +142,27 @@ fn generation_follows_its_options() {
 }
 
 #[test]
+fn generation_settings_of_the_folder_are_followed_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny_model(dir.path());
+    let settings = std::path::Path::new(&model).join("generation_config.json");
+    let tokens = |more: &[&str]| {
+        let ran = run(&[&["generate", &model, "-p", "hello", "--ignore-eos", "--json"], more].concat());
+        ran.json()["rows"][0]["new_tokens"].clone()
+    };
+    fs::write(&settings, r#"{"max_length": 9}"#).unwrap();
+    assert_eq!(tokens(&[]), 4);
+    assert_eq!(tokens(&["-n", "2"]), 2);
+    fs::write(&settings, r#"{"num_beams": 4, "max_new_tokens": 3}"#).unwrap();
+    let refused = run(&["generate", &model, "-p", "hello"]);
+    assert_eq!(refused.code, 1);
+    for needle in ["generation_config.json", "num_beams", "--ignore-generation-config"] {
+        assert!(refused.stderr.contains(needle), "{}", refused.stderr);
+    }
+    assert_eq!(tokens(&["--ignore-generation-config"]), 128);
+}
+
+#[test]
 fn bad_models_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny_model(dir.path());
@@ -163,6 +186,10 @@ fn bad_models_are_named() {
     fails("unknown model_type", &["config.json", "gpt7", "gated_deltanet"]);
     fs::write(path("config.json"), config.replace("\"head_dim\"", "\"head_dmi\"")).unwrap();
     fails("unknown key", &["config.json", "head_dmi", "head_dim"]);
+    for absurd in ["\"num_hidden_layers\": 60000", "\"num_hidden_layers\": 2, \"conv_size\": 2000000000"] {
+        fs::write(path("config.json"), config.replace("\"num_hidden_layers\": 2", absurd)).unwrap();
+        fails("far more than the weights hold", &["the weights do not fit the model", "asks for"]);
+    }
     fs::write(path("config.json"), &config[..config.len() / 2]).unwrap();
     fails("broken JSON", &["config.json"]);
     fs::write(path("config.json"), &config).unwrap();

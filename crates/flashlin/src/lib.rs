@@ -39,6 +39,13 @@ pub use pretrained::{CONFIG_FILE, GENERATION_FILE};
 pub use registry::{FamilyConfig, KeyLayout, ModelFamily, REGISTRY, find_family};
 pub use state::{LayerState, ModelState, STATE_VERSION, StateKind, StateSpec, StateTensor};
 
+/// `n` cases of a property; `PROPTEST_CASES` asks for a longer run.
+#[cfg(test)]
+fn cases(n: u32) -> proptest::test_runner::Config {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
+    proptest::test_runner::Config { cases, ..Default::default() }
+}
+
 /// The README's program compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

@@ -148,7 +148,8 @@ impl<M: Trainable> Trainer<M> {
         Ok(Some(StepRecord { loss: gradient.loss, status, lr, stats }))
     }
 
-    /// The loss on held-out text (at most `eval.tokens` of it); None when no text is held out.
+    /// The loss on held-out text (at most `eval.tokens` of it); None when no text is held out, or
+    /// too little to predict a token of it.
     ///
     /// # Errors
     /// Those of data and model.
@@ -164,6 +165,10 @@ impl<M: Trainable> Trainer<M> {
             parts.extend(losses(&self.model, &batch, self.config.train.segment_len)?);
         }
         let tokens: u64 = parts.iter().map(|(_, n)| n).sum();
+        if tokens == 0 {
+            tracing::warn!("the held-out text has no token to predict: it is too short");
+            return Ok(None);
+        }
         let mut nats = 0.0;
         for (loss, n) in &parts {
             nats += loss.to_scalar()? * *n as f64;

@@ -48,7 +48,7 @@ pub struct Quickstart {
     #[arg(long)]
     resume: bool,
     /// Train about this long [default: 130]; the number of steps follows from the machine's speed
-    #[arg(long, value_name = "S", conflicts_with_all = ["steps", "resume"])]
+    #[arg(long, value_name = "S", conflicts_with_all = ["steps", "resume"], value_parser = parse_seconds)]
     seconds: Option<f64>,
     /// Train exactly this many steps
     #[arg(long, value_name = "N")]
@@ -62,6 +62,13 @@ pub struct Quickstart {
     /// Tokens to write at the end
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_new_tokens: usize,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|s: &f64| s.is_finite() && *s > 0.0)
+        .ok_or_else(|| "expected a number above 0".into())
 }
 
 impl Quickstart {

@@ -161,7 +161,7 @@ fn presets_are_valid() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+    #![proptest_config(crate::cases(300))]
 
     #[test]
     fn arbitrary_values_never_panic(

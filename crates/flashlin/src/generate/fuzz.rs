@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{GenerateOptions, Generator, Session, state_file};
-use crate::{Config, Model, weights};
+use crate::{Config, Model, cases, weights};
 
 /// A model with recurrent, convolution and key/value states, and a session of it as tensors and header.
 static VALID: LazyLock<(Model, Vec<u8>, Parts)> = LazyLock::new(|| {
@@ -158,9 +158,7 @@ fn check(path: &Path) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100)
-    ))]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn lying_sessions_never_panic(damages in prop::collection::vec(damage(), 1..4)) {

@@ -52,7 +52,7 @@ impl Tokenizer {
         });
         let model =
             BPE::builder().vocab_and_merges(vocab, Vec::new()).build().map_err(TokenizerError::Inner)?;
-        Self::wrap(around(model, false)?, None)
+        Self::wrap(around(model, false)?, None, Vec::new())
     }
 
     /// Trains byte-level BPE with `vocab_size` ids (at least 259) on `texts` and nothing else. Text too small to give that many
@@ -80,17 +80,23 @@ impl Tokenizer {
         let ModelWrapper::BPE(model) = inner.get_model().clone() else {
             return Err(TokenizerError::Train("the trainer returned another kind of model".into()));
         };
-        Self::wrap(around(model, true)?, None)
+        Self::wrap(around(model, true)?, None, Vec::new())
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir` (which must exist); each file is replaced at once
-    /// or stays as it was.
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and what else came with it into `dir` (which must exist); each file is
+    /// replaced at once or stays as it was.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let tokenizer = self.inner().to_string(true).map_err(TokenizerError::Inner)?;
+        let kept = &self.shared.kept;
+        let mut whole = self.inner().clone();
+        whole.with_padding(kept.padding.clone());
+        whole.with_truncation(kept.truncation.clone()).map_err(TokenizerError::Inner)?;
+        let tokenizer = whole.to_string(true).map_err(TokenizerError::Inner)?;
         let config = serde_json::to_string_pretty(&self.config_json())
-            .map_err(|e| TokenizerError::Inner(Box::new(e)))?;
-        for (name, text) in [(TOKENIZER_FILE, tokenizer), (TOKENIZER_CONFIG_FILE, config + "\n")] {
-            files::write_bytes(&dir.join(name), text.as_bytes()).map_err(|e| match e {
+            .map_err(|e| TokenizerError::Inner(Box::new(e)))?
+            + "\n";
+        let own = [(TOKENIZER_FILE, tokenizer.as_bytes()), (TOKENIZER_CONFIG_FILE, config.as_bytes())];
+        for (name, bytes) in own.into_iter().chain(kept.files.iter().map(|(name, b)| (*name, &b[..]))) {
+            files::write_bytes(&dir.join(name), bytes).map_err(|e| match e {
                 Error::Io { path, doing, source } => TokenizerError::Io { path, doing, source },
                 other => TokenizerError::Inner(Box::new(other)),
             })?;

@@ -111,7 +111,21 @@ struct Shared {
     suffix: Vec<u32>,
     /// The `tokenizer_config.json` that came with it, kept on save.
     config: Option<Value>,
+    /// What else is kept on save.
+    kept: Kept,
 }
+
+/// What a tokenizer came with and nothing here uses.
+#[derive(Default)]
+struct Kept {
+    padding: Option<tokenizers::PaddingParams>,
+    truncation: Option<tokenizers::TruncationParams>,
+    /// Files beside `tokenizer.json`, by name.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Files of other programs beside a tokenizer.
+const COMPANIONS: [&str; 3] = ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json"];
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,7 +142,16 @@ impl Tokenizer {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(source) => return Err(TokenizerError::Io { path: config_path, doing: "reading", source }),
         };
-        Self::load(&dir.join(TOKENIZER_FILE), config)
+        let mut companions = Vec::new();
+        for name in COMPANIONS {
+            let path = dir.join(name);
+            match std::fs::read(&path) {
+                Ok(bytes) => companions.push((name, bytes)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(TokenizerError::Io { path, doing: "reading", source }),
+            }
+        }
+        Self::load(&dir.join(TOKENIZER_FILE), config, companions)
     }
 
     /// Loads a `tokenizer.json`; `tokenizer_config.json` beside it is used if it is there. A folder is taken as a checkpoint.
@@ -138,11 +161,11 @@ impl Tokenizer {
         }
         match path.parent().filter(|_| path.file_name().is_some_and(|n| n == TOKENIZER_FILE)) {
             Some(dir) => Self::from_dir(dir),
-            None => Self::load(path, None),
+            None => Self::load(path, None, Vec::new()),
         }
     }
 
-    fn load(path: &Path, config: Option<Value>) -> Result<Tokenizer> {
+    fn load(path: &Path, config: Option<Value>, files: Vec<(&'static str, Vec<u8>)>) -> Result<Tokenizer> {
         let raw = std::fs::read(path).map_err(|source| TokenizerError::Io {
             path: path.to_path_buf(),
             doing: "reading",
@@ -157,10 +180,16 @@ impl Tokenizer {
         let json = serde_json::from_slice::<Value>(&raw).map_err(|e| malformed(e.to_string()))?;
         check_template(&json["post_processor"]).map_err(malformed)?;
         let inner = tokenizers::Tokenizer::from_bytes(&raw).map_err(|e| malformed(e.to_string()))?;
-        Self::wrap(inner, config).map_err(|e| malformed(e.to_string()))
+        Self::wrap(inner, config, files).map_err(|e| malformed(e.to_string()))
     }
 
-    fn wrap(mut inner: tokenizers::Tokenizer, config: Option<Value>) -> Result<Tokenizer> {
+    fn wrap(
+        mut inner: tokenizers::Tokenizer,
+        config: Option<Value>,
+        files: Vec<(&'static str, Vec<u8>)>,
+    ) -> Result<Tokenizer> {
+        let (padding, truncation) = (inner.get_padding().cloned(), inner.get_truncation().cloned());
+        let kept = Kept { padding, truncation, files };
         // A stored padding or truncation would change texts behind the caller's back.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(TokenizerError::Inner)?;
@@ -185,7 +214,8 @@ impl Tokenizer {
         let pieces = bytes::Pieces::new(&inner, size);
         let (prefix, suffix) = affixes(&inner)?;
         let plain = OnceLock::new();
-        let shared = Shared { prompt: inner, plain, bos, eos, pad, size, pieces, prefix, suffix, config };
+        let shared =
+            Shared { prompt: inner, plain, bos, eos, pad, size, pieces, prefix, suffix, config, kept };
         Ok(Tokenizer { shared: Arc::new(shared) })
     }
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::cases;
 
 const TEXT: &str = "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox does not.\n\nNaïve café, 日本語 🦀!\n";
 
@@ -194,10 +195,23 @@ fn stream_holds_back_unfinished_characters() {
     assert_eq!(s.finish().unwrap(), "\u{FFFD}");
 }
 
-/// `n` cases of a property; `PROPTEST_CASES` asks for a longer run.
-fn cases(n: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
-    ProptestConfig { cases, ..Default::default() }
+#[test]
+fn saving_keeps_what_is_not_used_here() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut inner = llama_like().inner().clone();
+    inner.with_padding(Some(tokenizers::PaddingParams::default()));
+    inner
+        .with_truncation(Some(tokenizers::TruncationParams { max_length: 3, ..Default::default() }))
+        .unwrap();
+    std::fs::write(first.path().join(TOKENIZER_FILE), inner.to_string(true).unwrap()).unwrap();
+    std::fs::write(first.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let t = Tokenizer::from_dir(first.path()).unwrap();
+    assert!(t.encode("ab ab ab ab ab", false).unwrap().len() > 3, "no text is cut");
+    t.save(second.path()).unwrap();
+    for name in [TOKENIZER_FILE, "chat_template.jinja"] {
+        let read = |dir: &std::path::Path| std::fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(read(first.path()), read(second.path()));
+    }
 }
 
 #[test]

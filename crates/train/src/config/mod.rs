@@ -113,6 +113,7 @@ impl TrainConfig {
         self.train.validate()?;
         self.optim.validate()?;
         self.log.validate()?;
+        self.eval.validate()?;
         self.data.validate()?;
         self.data_config().validate()?;
         if self.data.prefetch > MAX_PREFETCH {

@@ -220,6 +220,12 @@ impl LogConfig {
     }
 }
 
+impl EvalConfig {
+    pub(super) fn validate(&self) -> Result<()> {
+        positive("eval.tokens", self.tokens.unwrap_or(1))
+    }
+}
+
 impl DataSection {
     pub(super) fn validate(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.held_out) {

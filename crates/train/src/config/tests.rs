@@ -96,6 +96,8 @@ fn wrong_values_name_the_key() {
     assert!(refusal(&[("train.steps", "many")]).starts_with("train.steps: cannot be \"many\""));
     assert!(refusal(&[("train.steps", "-1")]).starts_with("train.steps:"));
     assert!(refusal(&[("train.steps", "0")]).starts_with("train.steps:"));
+    assert!(refusal(&[("eval.tokens", "0")]).starts_with("eval.tokens:"));
+    assert!(refusal(&[("data.prefetch", "99999999")]).starts_with("data.prefetch:"));
     assert!(refusal(&[("optim.betas", "[0.9]")]).starts_with("optim.betas:"));
     assert!(refusal(&[("optim.betas", "[0.9, 1.0]")]).starts_with("optim.betas:"));
     assert!(refusal(&[("optim.max_norm", "nan")]).starts_with("optim.max_norm:"));
