@@ -165,8 +165,8 @@ impl<M: Trainable> Trainer<M> {
             parts.extend(losses(&self.model, &batch, self.config.train.segment_len)?);
         }
         let tokens: u64 = parts.iter().map(|(_, n)| n).sum();
-        if tokens == 0 {
-            tracing::warn!("the held-out text has no token to predict: it is too short");
+        if tokens == 0 || bytes == 0 {
+            tracing::warn!("the held-out text is too short: it has nothing to predict");
             return Ok(None);
         }
         let mut nats = 0.0;
