@@ -228,7 +228,7 @@ macro_rules! real {
             const MAX: Self = $t::MAX;
             #[inline(always)]
             fn exp(self) -> Self {
-                crate::cpu::math::Exp::fast_exp(self)
+                crate::cpu::math::Fast::fast_exp(self)
             }
             #[inline(always)]
             fn exp_m1(self) -> Self {
@@ -236,11 +236,11 @@ macro_rules! real {
             }
             #[inline(always)]
             fn ln(self) -> Self {
-                $t::ln(self)
+                crate::cpu::math::Fast::fast_ln(self)
             }
             #[inline(always)]
             fn ln_1p(self) -> Self {
-                $t::ln_1p(self)
+                crate::cpu::math::Fast::fast_ln_1p(self)
             }
             #[inline(always)]
             fn sqrt(self) -> Self {
@@ -248,7 +248,7 @@ macro_rules! real {
             }
             #[inline(always)]
             fn tanh(self) -> Self {
-                $t::tanh(self)
+                crate::cpu::math::Fast::fast_tanh(self)
             }
             #[inline(always)]
             fn erf(self) -> Self {
