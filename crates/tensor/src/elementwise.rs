@@ -254,12 +254,15 @@ impl Tensor {
             return Ok(());
         }
         let rhs = rhs.contiguous()?;
-        let add = |o: &mut [f32], a: &[f32]| vectorized(|| o.iter_mut().zip(a).for_each(|(o, a)| *o += a));
+        fn add<R: Real>(o: &mut [R], a: &[R]) {
+            vectorized(
+                #[inline(always)]
+                || o.iter_mut().zip(a).for_each(|(o, &a)| *o += a),
+            )
+        }
         match self.dtype {
-            DType::F32 => par_zip(self.as_mut_slice()?, rhs.as_slice()?, add),
-            DType::F64 => par_zip(self.as_mut_slice::<f64>()?, rhs.as_slice::<f64>()?, |o, a| {
-                o.iter_mut().zip(a).for_each(|(o, a)| *o += a)
-            }),
+            DType::F32 => par_zip(self.as_mut_slice()?, rhs.as_slice()?, add::<f32>),
+            DType::F64 => par_zip(self.as_mut_slice()?, rhs.as_slice()?, add::<f64>),
             _ => *self = self.add(&rhs)?,
         }
         Ok(())

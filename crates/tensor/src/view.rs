@@ -236,20 +236,33 @@ fn copy_strided<T: Element>(src: &Tensor, out: &mut [T]) {
     let data = &src.all::<T>()[src.layout.offset..];
     let rows = src.layout.rows();
     debug_assert_eq!(rows.count() * n, out.len());
-    let group = (BLOCK / n).max(1);
+    // Whole tiles where rows lie across the source's lines: a transposition.
+    let group = (BLOCK / n).max(if step == 1 { 1 } else { TILE });
     out.par_chunks_mut(group * n).enumerate().for_each(|(g, chunk)| {
-        for (i, dst) in chunk.chunks_exact_mut(n).enumerate() {
-            let at = rows.at(g * group + i);
-            if step == 1 {
+        let starts: Vec<usize> = (0..chunk.len() / n).map(|i| rows.at(g * group + i)).collect();
+        if step == 1 {
+            for (dst, &at) in chunk.chunks_exact_mut(n).zip(&starts) {
                 dst.copy_from_slice(&data[at..at + n]);
-            } else {
-                for (j, d) in dst.iter_mut().enumerate() {
-                    *d = data[at + j * step];
+            }
+            return;
+        }
+        for (i, starts) in starts.chunks(TILE).enumerate() {
+            let dst = &mut chunk[i * TILE * n..];
+            for j in (0..n).step_by(TILE) {
+                for (r, &at) in starts.iter().enumerate() {
+                    let row = &mut dst[r * n + j..r * n + (j + TILE).min(n)];
+                    for (c, d) in row.iter_mut().enumerate() {
+                        *d = data[at + (j + c) * step];
+                    }
                 }
             }
         }
     });
 }
+
+/// Side of the squares in which transpositions are copied, so that a line of the source is used whole while it is in
+/// the cache.
+const TILE: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -289,6 +302,19 @@ mod tests {
         assert_eq!(merged.to_vec::<f32>().unwrap(), t.to_vec::<f32>().unwrap());
         let tr = iota(&[3, 4]).transpose(0, 1).unwrap();
         assert_eq!(tr.reshape(&[12]).unwrap().to_vec::<f32>().unwrap()[..4], [0.0, 4.0, 8.0, 1.0]);
+    }
+
+    #[test]
+    fn transposed_copies_of_every_size() {
+        for (m, n) in [(1, 1), (3, 70), (33, 31), (64, 32), (100, 65), (1, 500), (500, 1), (300, 257)] {
+            let t = iota(&[2, m, n]).transpose(1, 2).unwrap().contiguous().unwrap();
+            let v = t.as_slice::<f32>().unwrap();
+            for b in 0..2 {
+                for (i, j) in (0..n).flat_map(|i| (0..m).map(move |j| (i, j))) {
+                    assert_eq!(v[(b * n + i) * m + j], ((b * m + j) * n + i) as f32);
+                }
+            }
+        }
     }
 
     #[test]
