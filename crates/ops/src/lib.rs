@@ -11,7 +11,6 @@ pub mod conv;
 pub mod decay;
 pub mod delta;
 pub mod gate;
-mod linalg;
 pub mod loss;
 mod mode;
 pub mod norm;

@@ -5,6 +5,7 @@ use flashlin_tensor::{DType, Device, Error, Result, Tensor, Var};
 use super::cpu::{GateKind, Seq, Spec};
 use crate::gate::DecayGate;
 use crate::gate::formulas::check_parameters;
+use crate::simd::Arch;
 use crate::{Mode, PackedSeqs, RecurrentState, StateLayout};
 
 /// When the erase key reads the state.
@@ -228,6 +229,7 @@ impl Call {
             return Err(Error::invalid(op, "scale", format!("is {scale}, expected a finite number")));
         }
         let spec = Spec {
+            arch: Arch::new(),
             h,
             hv,
             k,

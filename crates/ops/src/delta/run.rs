@@ -7,7 +7,7 @@ use super::args::{Call, DeltaArgs, DeltaGate};
 use super::cpu::{
     self, Data, GradsOut, Input, Inputs, SaveTo, Saved, StateStrides, States, Walk, saved_sizes, sum_groups,
 };
-use crate::linalg::Product;
+use crate::simd;
 use crate::{Mode, RecurrentState, SeqOutput};
 
 /// Reads a `[B, T, heads]` or `[B, T, heads, n]` tensor with contiguous rows.
@@ -68,7 +68,7 @@ impl Call {
     }
 
     /// Outputs (in the kernel's dtype), final states where wanted, saved states and y where wanted.
-    fn forward<R: Product>(
+    fn forward<R: simd::Real>(
         &self,
         last: bool,
         save: bool,
@@ -199,7 +199,7 @@ impl Buffer {
 }
 
 impl DeltaBackward {
-    fn typed<R: Product>(
+    fn typed<R: simd::Real>(
         &self,
         ctx: &BackwardCtx<'_>,
         grads: &[Option<Tensor>],
@@ -260,7 +260,7 @@ impl DeltaBackward {
     }
 
     /// A key-like gradient, summed over the value heads that share a key head.
-    fn keys_grad<R: Product>(&self, grad: Buffer, dtype: DType) -> Result<Option<Tensor>> {
+    fn keys_grad<R: simd::Real>(&self, grad: Buffer, dtype: DType) -> Result<Option<Tensor>> {
         let s = &self.call.spec;
         let Some(grad) = grad.0 else { return Ok(None) };
         if s.h == s.hv {

@@ -10,6 +10,7 @@ use super::args::{Call, DeltaArgs};
 use super::cpu::{GateKind, Inputs, Panels, Seq, Spec, StateStrides, Token};
 use super::run::{GateParams, input};
 use crate::StateLayout;
+use crate::simd::Buf;
 
 /// One token for each active request `[R, 1, ...]`: see [`DeltaArgs`](super::DeltaArgs) for the shapes. What is absent here
 /// must be absent in the arguments that the step was made from, and the other way round.
@@ -48,9 +49,9 @@ struct Work {
     panels: Panels<f32>,
     token: Token<f32>,
     /// The state as a padded panel, where the pool's layout is another.
-    state: Vec<f32>,
-    y: Vec<f32>,
-    o: Vec<f32>,
+    state: Buf<f32>,
+    y: Buf<f32>,
+    o: Buf<f32>,
 }
 
 /// States (of all slots together) below this many elements are stepped on the calling thread.
@@ -77,9 +78,9 @@ impl DeltaStep {
         let work = |_| Work {
             panels: Panels::for_tokens(&spec),
             token: Token::new(&spec),
-            state: vec![0.0; if in_place { 0 } else { spec.kp() * spec.vp() }],
-            y: vec![0.0; spec.vp()],
-            o: vec![0.0; spec.vp()],
+            state: Buf::zeros(if in_place { 0 } else { spec.kp() * spec.vp() }),
+            y: Buf::zeros(spec.vp()),
+            o: Buf::zeros(spec.vp()),
         };
         Ok(DeltaStep {
             op: call.op,

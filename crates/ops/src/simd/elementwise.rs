@@ -3,7 +3,7 @@
 //! `exp` is here because the chunked ops need one per gate element, and the C library's scalar `expf` would cost as
 //! much as a matrix product.
 
-use super::{Arch, Real};
+use super::{Arch, PAD, Real};
 use pulp::{Simd, WithSimd};
 
 kernel! {
@@ -74,4 +74,29 @@ impl<R: Real> WithSimd for Transpose<'_, R> {
             }
         }
     }
+}
+
+/// Sum of products, in [`PAD`](super::PAD) partial sums: the same order on every processor. For loops that are
+/// already compiled for an instruction set: inlined there.
+#[inline(always)]
+pub fn dot<T: flashlin_tensor::Real>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::ZERO; PAD];
+    let (ac, bc) = (a.chunks_exact(PAD), b.chunks_exact(PAD));
+    let (ar, br) = (ac.remainder(), bc.remainder());
+    for (x, y) in ac.zip(bc) {
+        for l in 0..PAD {
+            sums[l] = x[l].mul_add(y[l], sums[l]);
+        }
+    }
+    for (l, (&x, &y)) in ar.iter().zip(br).enumerate() {
+        sums[l] = x.mul_add(y, sums[l]);
+    }
+    let mut width = PAD / 2;
+    while width > 0 {
+        for l in 0..width {
+            sums[l] += sums[l + width];
+        }
+        width /= 2;
+    }
+    sums[0]
 }

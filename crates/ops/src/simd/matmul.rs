@@ -33,6 +33,8 @@ pub enum Store {
     Set,
     /// C = C + product (one rounding of the finished product, then one addition).
     Add,
+    /// C = C - product, likewise.
+    Sub,
 }
 
 /// Which part of the product is needed.
@@ -204,7 +206,11 @@ impl<R: Real, const TN: bool> Product<'_, R, TN> {
         for r in 0..M {
             let out = R::vecs_mut::<S>(&mut self.c[(i + r) * self.ldc + j..][..width]);
             for (o, &x) in out.iter_mut().zip(&acc[r]) {
-                *o = if self.store == Store::Set { x } else { R::vadd(simd, *o, x) };
+                *o = match self.store {
+                    Store::Set => x,
+                    Store::Add => R::vadd(simd, *o, x),
+                    Store::Sub => R::vsub(simd, *o, x),
+                };
             }
         }
     }

@@ -38,7 +38,7 @@ mod matmul;
 mod tests;
 
 pub use buf::Buf;
-pub use elementwise::{exp_in_place, transpose};
+pub use elementwise::{dot, exp_in_place, transpose};
 pub use matmul::{Extent, Mat, Store, mm_nn, mm_tn};
 pub use pulp::Arch;
 use pulp::Simd;
@@ -63,6 +63,8 @@ pub trait Real: flashlin_tensor::Real {
     fn vfma<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
     /// `a + b`.
     fn vadd<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
+    /// `a - b`.
+    fn vsub<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// `a * b`.
     fn vmul<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// The sum of all lanes.
@@ -80,7 +82,7 @@ pub trait Real: flashlin_tensor::Real {
 }
 
 macro_rules! real {
-    ($t:ident, $v:ident, $lanes:ident, $splat:ident, $fma:ident, $add:ident, $mul:ident, $reduce:ident, $as:ident,
+    ($t:ident, $v:ident, $lanes:ident, $splat:ident, $fma:ident, $add:ident, $sub:ident, $mul:ident, $reduce:ident, $as:ident,
      $as_mut:ident, $tiles:ident) => {
         impl Real for $t {
             type V<S: Simd> = S::$v;
@@ -99,6 +101,10 @@ macro_rules! real {
             #[inline(always)]
             fn vadd<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
                 simd.$add(a, b)
+            }
+            #[inline(always)]
+            fn vsub<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
+                simd.$sub(a, b)
             }
             #[inline(always)]
             fn vmul<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
@@ -140,6 +146,7 @@ real!(
     splat_f32s,
     mul_add_e_f32s,
     add_f32s,
+    sub_f32s,
     mul_f32s,
     reduce_sum_f32s,
     as_simd_f32s,
@@ -153,6 +160,7 @@ real!(
     splat_f64s,
     mul_add_e_f64s,
     add_f64s,
+    sub_f64s,
     mul_f64s,
     reduce_sum_f64s,
     as_simd_f64s,

@@ -14,31 +14,32 @@ use flashlin_tensor::cpu::vectorized;
 use super::chunk::{Chunk, beta_row, decay_state};
 use super::panels::{GateKind, Spec};
 use super::scores_grad::ScoreGrads;
-use crate::linalg::{Into, LANES, Mat, Product, dot, transpose};
+use super::substitute::Transposed;
+use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, dot, mm_nn, mm_tn, transpose};
 
 /// Working memory of the backward pass and the gradients of the chunk at hand.
 pub(crate) struct Backward<R> {
     /// Output gradients over minus the gradients of `Y`, `[2c, Vp]`.
-    pub z: Vec<R>,
+    pub z: Buf<R>,
     /// Gradients of `U`, `[c, Vp]`.
-    pub du: Vec<R>,
+    pub du: Buf<R>,
     /// `U`, `S`, `dS'` transposed.
-    ut: Vec<R>,
-    st: Vec<R>,
-    dst: Vec<R>,
+    ut: Buf<R>,
+    st: Buf<R>,
+    dst: Buf<R>,
     /// Gradients of queries over erase keys `[2c, Kp]`, and of keys `[c, Kp]`.
-    pub dx: Vec<R>,
-    pub dk: Vec<R>,
+    pub dx: Buf<R>,
+    pub dk: Buf<R>,
     /// Gradient of beta `[c]` or `[c, Vp]`.
-    pub dbeta: Vec<R>,
+    pub dbeta: Buf<R>,
     /// Scores' part: `dA`, and the gradient of the log-decay.
     pub scores: ScoreGrads<R>,
 }
 
-impl<R: Product> Backward<R> {
+impl<R: Real> Backward<R> {
     pub fn new(s: &Spec) -> Self {
         let (c, kp, vp) = (s.chunk, s.kp(), s.vp());
-        let zeros = |n: usize| vec![R::ZERO; n];
+        let zeros = |n: usize| Buf::zeros(n);
         Backward {
             z: zeros(2 * c * vp),
             du: zeros(c * vp),
@@ -71,70 +72,47 @@ impl<R: Product> Backward<R> {
         self.solve_transposed(s, &scores.a[c * c..], &panels.beta, c);
         self.beta_grad(s, y, c);
 
-        transpose(c, vp, u, vp, &mut self.ut, c);
-        transpose(kp, vp, state, vp, &mut self.st, kp);
-        transpose(kp, vp, ds, vp, &mut self.dst, kp);
-        R::product([2 * c, kp, vp], Mat::new(&self.z, vp), &self.st, kp, &mut self.dx, kp, Into::Set);
-        R::product([c, kp, vp], Mat::new(u, vp), &self.dst, kp, &mut self.dk, kp, Into::Set);
-        let da = &mut self.scores.da;
-        for at in (0..2 * c).step_by(LANES) {
-            let rows = Mat::new(&self.z[at * vp..], vp);
-            R::product([LANES, at % c + LANES, vp], rows, &self.ut, c, &mut da[at * c..], c, Into::Set);
+        transpose(s.arch, u, vp, c, vp, &mut self.ut, c);
+        transpose(s.arch, state, vp, kp, vp, &mut self.st, kp);
+        transpose(s.arch, ds, vp, kp, vp, &mut self.dst, kp);
+        let (z, st, dst) = (Mat::new(&self.z, vp), Mat::new(&self.st, kp), Mat::new(&self.dst, kp));
+        mm_nn(s.arch, (2 * c, kp, vp), z, st, (&mut self.dx, kp), Store::Set, Extent::Full);
+        mm_nn(s.arch, (c, kp, vp), Mat::new(u, vp), dst, (&mut self.dk, kp), Store::Set, Extent::Full);
+        for half in [0, c] {
+            let (z, out) = (Mat::new(&self.z[half * vp..], vp), (&mut self.scores.da[half * c..], c));
+            mm_nn(s.arch, (c, c, vp), z, Mat::new(&self.ut, c), out, Store::Set, Extent::LowerOut);
         }
         if s.gate != GateKind::None {
             self.scores.state_decay(s, &scores.total, state, ds);
         }
         decay_state(&scores.total, vp, ds);
-        R::product([kp, vp, 2 * c], Mat::transposed(&scores.x, kp), &self.z, vp, ds, vp, Into::Add);
+        let x = Mat::new(&scores.x, kp);
+        mm_tn(s.arch, (kp, vp, 2 * c), x, z, (ds, vp), Store::Add, Extent::Full);
         self.scores.run(s, panels, scores, &mut self.dx, &mut self.dk);
     }
 
     /// `dU = Aq^T dO + K^ dS'`
     fn writes_grad(&mut self, s: &Spec, aq: &[R], kt: &[R], c: usize, ds: &[R]) {
         let (kp, vp) = (s.kp(), s.vp());
-        R::product([c, vp, kp], Mat::transposed(kt, c), ds, vp, &mut self.du, vp, Into::Set);
-        for i in (0..c).step_by(LANES) {
-            let cols = Mat::transposed(&aq[i * c + i..], c);
-            let (z, du) = (&self.z[i * vp..], &mut self.du[i * vp..]);
-            R::product([LANES, vp, c - i], cols, z, vp, du, vp, Into::Add);
-        }
+        let (kt, ds) = (Mat::new(kt, c), Mat::new(ds, vp));
+        mm_tn(s.arch, (c, vp, kp), kt, ds, (&mut self.du, vp), Store::Set, Extent::Full);
+        let (aq, z) = (Mat::new(aq, c), Mat::new(&self.z, vp));
+        mm_tn(s.arch, (c, vp, c), aq, z, (&mut self.du, vp), Store::Add, Extent::UpperInner);
     }
 
     /// Back substitution: `du` becomes the gradient of `U` with all its uses, `z`'s second half `-beta du`.
     fn solve_transposed(&mut self, s: &Spec, ap: &[R], beta: &[R], c: usize) {
         let vp = s.vp();
         let z = &mut self.z[c * vp..2 * c * vp];
-        for i in (0..c).step_by(LANES).rev() {
-            let next = i + LANES;
+        for i in (0..c).step_by(PAD).rev() {
+            let next = i + PAD;
             if next < c {
-                let cols = Mat::transposed(&ap[next * c + i..], c);
-                let du = &mut self.du[i * vp..];
-                R::product([LANES, vp, c - next], cols, &z[next * vp..], vp, du, vp, Into::Add);
+                let (cols, later) = (Mat::new(&ap[next * c + i..], c), Mat::new(&z[next * vp..], vp));
+                let out = (&mut self.du[i * vp..], vp);
+                mm_tn(s.arch, (PAD, vp, c - next), cols, later, out, Store::Add, Extent::Full);
             }
-            vectorized(
-                #[inline(always)]
-                || {
-                    for t in (i..next).rev() {
-                        let (head, done) = z.split_at_mut((t + 1) * vp);
-                        let row = &mut self.du[t * vp..][..vp];
-                        for col in (0..vp).step_by(LANES) {
-                            let row: &mut [R; LANES] =
-                                (&mut row[col..][..LANES]).try_into().expect("panels are padded to LANES");
-                            let mut sum = *row;
-                            for p in t + 1..next {
-                                let (a, later) = (ap[p * c + t], &done[(p - t - 1) * vp + col..][..LANES]);
-                                for j in 0..LANES {
-                                    sum[j] = a.mul_add(later[j], sum[j]);
-                                }
-                            }
-                            *row = sum;
-                        }
-                        let out = &mut head[t * vp..];
-                        beta_row(s, beta, t, row, out);
-                        out.iter_mut().for_each(|x| *x = -*x);
-                    }
-                },
-            );
+            let du = &mut self.du[..];
+            s.arch.dispatch(Transposed { s, ap, beta, c, i, du, z: &mut *z });
         }
     }
 

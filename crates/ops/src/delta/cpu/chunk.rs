@@ -12,31 +12,31 @@
 //! serves a beta for each value channel, where the inverse would differ from column to column. Ap is built from any
 //! two key streams (write and erase).
 
-use flashlin_tensor::Real;
 use flashlin_tensor::cpu::vectorized;
 
 use super::panels::{Panels, Spec};
 use super::scores::Scores;
-use crate::linalg::{Into, LANES, Mat, Product};
+use super::substitute::Forward;
+use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, mm_nn};
 
 /// Everything a task needs for the chunk at hand.
 pub(crate) struct Chunk<R> {
     pub panels: Panels<R>,
     pub scores: Scores<R>,
     /// Outputs over what the erase keys leave of the values (`Y`, with `U = beta Y`), `[2c, Vp]`.
-    pub oy: Vec<R>,
+    pub oy: Buf<R>,
     /// Writes `U`, `[c, Vp]`.
-    pub u: Vec<R>,
+    pub u: Buf<R>,
 }
 
-impl<R: Product> Chunk<R> {
+impl<R: Real> Chunk<R> {
     pub fn new(s: &Spec) -> Self {
         let (c, vp) = (s.chunk, s.vp());
         Chunk {
             panels: Panels::new(s),
             scores: Scores::new(s),
-            oy: vec![R::ZERO; 2 * c * vp],
-            u: vec![R::ZERO; c * vp],
+            oy: Buf::zeros(2 * c * vp),
+            u: Buf::zeros(c * vp),
         }
     }
 
@@ -45,7 +45,8 @@ impl<R: Product> Chunk<R> {
         let (c, kp, vp) = (self.panels.c, s.kp(), s.vp());
         let Chunk { panels, scores, oy, u } = self;
         scores.compute(s, panels);
-        R::product([2 * c, vp, kp], Mat::new(&scores.x, kp), state, vp, oy, vp, Into::Set);
+        let (x, first) = (Mat::new(&scores.x, kp), Mat::new(state, vp));
+        mm_nn(s.arch, (2 * c, vp, kp), x, first, (oy, vp), Store::Set, Extent::Full);
         let (o, y) = oy.split_at_mut(c * vp);
         vectorized(
             #[inline(always)]
@@ -56,12 +57,10 @@ impl<R: Product> Chunk<R> {
             },
         );
         solve(s, &scores.a[c * c..], &panels.beta, c, y, u);
-        for i in (0..c).step_by(LANES) {
-            let rows = Mat::new(&scores.a[i * c..], c);
-            R::product([LANES, vp, i + LANES], rows, u, vp, &mut o[i * vp..], vp, Into::Add);
-        }
+        let (aq, writes) = (Mat::new(&scores.a, c), Mat::new(u, vp));
+        mm_nn(s.arch, (c, vp, c), aq, writes, (o, vp), Store::Add, Extent::LowerInner);
         decay_state(&scores.total, vp, state);
-        R::product([kp, vp, c], Mat::new(&scores.kt, c), u, vp, state, vp, Into::Add);
+        mm_nn(s.arch, (kp, vp, c), Mat::new(&scores.kt, c), writes, (state, vp), Store::Add, Extent::Full);
     }
 }
 
@@ -94,33 +93,14 @@ pub(crate) fn beta_row<R: Real>(s: &Spec, beta: &[R], t: usize, row: &[R], out: 
 }
 
 /// Forward substitution: `y` comes in as the right side and leaves as `Y = y - Ap U`; `u` gets `U = beta Y`.
-fn solve<R: Product>(s: &Spec, ap: &[R], beta: &[R], c: usize, y: &mut [R], u: &mut [R]) {
+fn solve<R: Real>(s: &Spec, ap: &[R], beta: &[R], c: usize, y: &mut [R], u: &mut [R]) {
     let vp = s.vp();
-    for i in (0..c).step_by(LANES) {
+    for i in (0..c).step_by(PAD) {
         if i > 0 {
-            R::product([LANES, vp, i], Mat::new(&ap[i * c..], c), u, vp, &mut y[i * vp..], vp, Into::Sub);
+            let out = (&mut y[i * vp..], vp);
+            let (rows, done) = (Mat::new(&ap[i * c..], c), Mat::new(u, vp));
+            mm_nn(s.arch, (PAD, vp, i), rows, done, out, Store::Sub, Extent::Full);
         }
-        vectorized(
-            #[inline(always)]
-            || {
-                for t in i..i + LANES {
-                    let (done, rest) = u.split_at_mut(t * vp);
-                    let row = &mut y[t * vp..][..vp];
-                    for col in (0..vp).step_by(LANES) {
-                        let row: &mut [R; LANES] =
-                            (&mut row[col..][..LANES]).try_into().expect("panels are padded to LANES");
-                        let mut sum = *row;
-                        for p in i..t {
-                            let (a, prev) = (-ap[t * c + p], &done[p * vp + col..][..LANES]);
-                            for j in 0..LANES {
-                                sum[j] = a.mul_add(prev[j], sum[j]);
-                            }
-                        }
-                        *row = sum;
-                    }
-                    beta_row(s, beta, t, row, &mut rest[..vp]);
-                }
-            },
-        );
+        s.arch.dispatch(Forward { s, ap, beta, c, i, y: &mut *y, u: &mut *u });
     }
 }

@@ -7,7 +7,7 @@ use super::chunk::Chunk;
 use super::input::{Input, Rows, Seq, StateStrides, rows_by_task};
 use super::panels::{GateParamGrads, Inputs, Spec, store_keys_grad};
 use super::{Saved, States, load_state};
-use crate::linalg::Product;
+use crate::simd::{Buf, Real};
 
 /// Buffers for the gradients that are wanted, each in the shape of its (contiguous) input; key-like ones for each value
 /// head, `[B, T, HV, K]`, to be summed over the heads of a group with [`sum_groups`].
@@ -61,7 +61,7 @@ impl<'a, R> GradsOut<'a, R> {
 
 /// Gradients of a call whose forward pass saved `saved`, from those of the outputs (`d_o`) and of the final states
 /// (`d_last`), where there are any. Returns those of `A_log` `[HV]` and `dt_bias` (`[HV]` or `[HV, K]`).
-pub(crate) fn backward<R: Product>(
+pub(crate) fn backward<R: Real>(
     s: &Spec,
     x: &Inputs<'_, R>,
     seqs: &[Seq],
@@ -76,7 +76,7 @@ pub(crate) fn backward<R: Product>(
         .into_par_iter()
         .enumerate()
         .map_init(
-            || (Chunk::new(s), Backward::new(s), vec![R::ZERO; s.kp() * s.vp()]),
+            || (Chunk::new(s), Backward::new(s), Buf::zeros(s.kp() * s.vp())),
             |(chunk, work, ds), (task, mut out)| {
                 load_state(s, d_last, task, ds);
                 let (seq, hv) = (seqs[task / s.hv], task % s.hv);
@@ -92,7 +92,7 @@ pub(crate) fn backward<R: Product>(
 }
 
 /// One task: `ds` comes in as the gradient of its final state and leaves as that of its first one.
-fn reverse<R: Product>(
+fn reverse<R: Real>(
     s: &Spec,
     x: &Inputs<'_, R>,
     seq: Seq,
@@ -127,7 +127,7 @@ fn reverse<R: Product>(
 }
 
 /// Writes one chunk's gradients.
-fn store<R: Product>(
+fn store<R: Real>(
     s: &Spec,
     x: &Inputs<'_, R>,
     seq: Seq,
@@ -166,7 +166,7 @@ fn store<R: Product>(
 }
 
 /// Gate parameters' gradients over all sequences, in their order.
-fn sum_params<R: Product>(s: &Spec, tasks: &[GateParamGrads]) -> (Vec<R>, Vec<R>) {
+fn sum_params<R: Real>(s: &Spec, tasks: &[GateParamGrads]) -> (Vec<R>, Vec<R>) {
     let n = s.gate_dim();
     let (mut a_log, mut dt_bias) = (vec![0f64; s.hv], vec![0f64; s.hv * n]);
     for (task, g) in tasks.iter().enumerate() {
@@ -181,7 +181,7 @@ fn sum_params<R: Product>(s: &Spec, tasks: &[GateParamGrads]) -> (Vec<R>, Vec<R>
 }
 
 /// Sums key-like gradients `[rows, HV, K]` over the value heads of each key head into `out` `[rows, H, K]`.
-pub(crate) fn sum_groups<R: Product>(s: &Spec, x: &[R], out: &mut [R]) {
+pub(crate) fn sum_groups<R: Real>(s: &Spec, x: &[R], out: &mut [R]) {
     let group = s.hv / s.h * s.k;
     out.par_chunks_mut(s.k).zip(x.par_chunks(group)).for_each(|(out, heads)| {
         out.fill(R::ZERO);

@@ -6,12 +6,14 @@
 
 mod backward;
 mod chunk;
+mod diagonal;
 mod gradients;
 mod input;
 mod panels;
 mod recurrent;
 mod scores;
 mod scores_grad;
+mod substitute;
 
 use rayon::prelude::*;
 
@@ -22,7 +24,7 @@ use self::input::{Rows, rows_by_task};
 pub(crate) use self::panels::Panels;
 pub(crate) use self::panels::{GateKind, Inputs, Spec};
 pub(crate) use self::recurrent::Token;
-use crate::linalg::{Product, padded};
+use crate::simd::{Buf, Real, padded};
 
 /// How a forward pass walks through a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +108,7 @@ struct Task<'a, R> {
 
 /// Runs the recurrence over all sequences, from the states `first` (zero when absent), into `o` `[B, T, HV, V]` and,
 /// where wanted, the final states `[N, HV, K V]` (a buffer and its layout) and `save`.
-pub(crate) fn forward<R: Product>(
+pub(crate) fn forward<R: Real>(
     s: &Spec,
     x: &Inputs<'_, R>,
     seqs: &[Seq],
@@ -128,7 +130,7 @@ pub(crate) fn forward<R: Product>(
         })
         .collect();
     tasks.into_par_iter().enumerate().for_each_init(
-        || (Chunk::new(s), Token::new(s), vec![R::ZERO; s.kp() * s.vp()]),
+        || (Chunk::new(s), Token::new(s), Buf::zeros(s.kp() * s.vp())),
         |(chunk, token, state), (index, mut task)| {
             load_state(s, first, index, state);
             run_task(s, x, seqs[index / s.hv], index % s.hv, walk, chunk, token, state, &mut task);
@@ -140,14 +142,14 @@ pub(crate) fn forward<R: Product>(
 }
 
 /// The state that a task begins with.
-fn load_state<R: Product>(s: &Spec, from: Option<States<'_, R>>, task: usize, state: &mut [R]) {
+fn load_state<R: Real>(s: &Spec, from: Option<States<'_, R>>, task: usize, state: &mut [R]) {
     match from {
         Some(h) => h.strides.load(&h.data[task * s.k * s.v..][..s.k * s.v], s.k, s.v, state, s.vp()),
         None => state.fill(R::ZERO),
     }
 }
 
-fn run_task<R: Product>(
+fn run_task<R: Real>(
     s: &Spec,
     x: &Inputs<'_, R>,
     seq: Seq,

@@ -1,12 +1,11 @@
 //! One chunk of one head as padded panels in the kernel's type, with the in-kernel activations applied on the way
 //! in (l2 norm of the keys, gate formula, sigmoid of beta) and undone on the way out (their gradients).
 
-use flashlin_tensor::Real;
 use flashlin_tensor::cpu::vectorized;
 
 use super::input::{Input, Rows, Seq};
 use crate::gate::formulas::{self, DecayGate};
-use crate::linalg::{LANES, dot, padded};
+use crate::simd::{Arch, Buf, PAD, Real, dot, padded};
 
 /// Epsilon of the in-kernel l2 norm: `x / sqrt(sum x^2 + eps)`.
 pub(crate) const L2_EPS: f64 = 1e-6;
@@ -22,6 +21,8 @@ pub(crate) enum GateKind {
 /// What the kernel is asked to compute, apart from the data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spec {
+    /// Instruction set of the matrix products.
+    pub arch: Arch,
     pub h: usize,
     pub hv: usize,
     pub k: usize,
@@ -87,25 +88,25 @@ pub(crate) struct Panels<R> {
     pub rows: usize,
     pub c: usize,
     /// Queries over erase keys, `[2c, Kp]`.
-    pub x: Vec<R>,
+    pub x: Buf<R>,
     /// Write keys `[c, Kp]`.
-    pub k: Vec<R>,
+    pub k: Buf<R>,
     /// Values `[c, Vp]`.
-    pub v: Vec<R>,
+    pub v: Buf<R>,
     /// Write strengths `[c]` or `[c, Vp]`.
-    pub beta: Vec<R>,
+    pub beta: Buf<R>,
     /// Decay factors `e^g`: `[c]` or `[c, Kp]`; 1 in padding.
-    pub decay: Vec<R>,
+    pub decay: Buf<R>,
     /// `1 / |x|` of queries, erase keys, keys: `[3c]`.
-    pub rstd: Vec<R>,
+    pub rstd: Buf<R>,
     /// One row of gate logits or beta logits.
-    row: Vec<R>,
+    row: Buf<R>,
 }
 
 impl<R: Real> Panels<R> {
     pub fn new(s: &Spec) -> Self {
         let (c, kp, vp) = (s.chunk, s.kp(), s.vp());
-        let zeros = |n: usize| vec![R::ZERO; n];
+        let zeros = |n: usize| Buf::zeros(n);
         let decay = match s.gate {
             GateKind::None => 0,
             GateKind::Scalar => c,
@@ -349,14 +350,14 @@ pub(crate) fn store_keys_grad<R: Real>(
 ) {
     let Some(out) = out else { return };
     let kp = s.kp();
-    debug_assert_eq!(kp % LANES, 0);
+    debug_assert_eq!(kp % PAD, 0);
     vectorized(
         #[inline(always)]
         || {
             for r in 0..rows {
                 let (x, g) = (&x[r * kp..][..kp], &grad[r * kp..][..kp]);
                 let dst = &mut out[from + r];
-                if s.l2norm && s.k < LANES {
+                if s.l2norm && s.k < PAD {
                     norm_grad::<R, f64>(x, g, rstd[r], dst);
                 } else if s.l2norm {
                     norm_grad::<R, R>(x, g, rstd[r], dst);

@@ -4,20 +4,20 @@
 use flashlin_tensor::cpu::vectorized;
 
 use super::panels::{GateKind, Panels, Spec};
-use crate::linalg::{Into, Mat, Product, dot, padded};
+use crate::simd::{Buf, Extent, Mat, Real, Store, dot, mm_nn, padded};
 
 /// Scratch of one token.
 pub(crate) struct Token<R> {
     /// Query and erase key with their decays, `[2, Kp]`.
-    x: Vec<R>,
+    x: Buf<R>,
     /// What they read from the state, `[2, Vp]`.
-    read: Vec<R>,
-    u: Vec<R>,
+    read: Buf<R>,
+    u: Buf<R>,
 }
 
-impl<R: Product> Token<R> {
+impl<R: Real> Token<R> {
     pub fn new(s: &Spec) -> Self {
-        Token { x: vec![R::ZERO; 2 * s.kp()], read: vec![R::ZERO; 2 * s.vp()], u: vec![R::ZERO; s.vp()] }
+        Token { x: Buf::zeros(2 * s.kp()), read: Buf::zeros(2 * s.vp()), u: Buf::zeros(s.vp()) }
     }
 
     /// Token `t` of the loaded panels on `state` (`K` rows, `ld` apart, `ld` a multiple of 16): writes `y = v - S^T p`
@@ -48,7 +48,8 @@ impl<R: Product> Token<R> {
             x[kp + ch] = if s.erase_before_decay { erase[ch] } else { erase[ch] * e };
         }
         let ldr = padded(s.v);
-        R::product([2, ldr, s.k], Mat::new(x, kp), state, ld, read, ldr, Into::Set);
+        let (x, before) = (Mat::new(x, kp), Mat::new(state, ld));
+        mm_nn(s.arch, (2, ldr, s.k), x, before, (read, ldr), Store::Set, Extent::Full);
         vectorized(
             #[inline(always)]
             || {

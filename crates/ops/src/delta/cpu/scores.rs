@@ -11,36 +11,36 @@
 //! blocks come from keys that decay along; below them the product goes through a reference point between the two
 //! tokens (the start of the row block), where both factors are <= 1.
 
-use flashlin_tensor::Real;
 use flashlin_tensor::cpu::vectorized;
 
+use super::diagonal::Diagonal;
 use super::panels::{GateKind, Panels, Spec};
-use crate::linalg::{Into, LANES, Mat, Product, dot};
+use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, mm_nn, transpose};
 
 /// Score matrices and decayed panels of one chunk.
 pub(crate) struct Scores<R> {
     /// `Aq` over `Ap`, `[2c, c]`; above the diagonal only the diagonal 16 x 16 blocks are written (with zeros).
-    pub a: Vec<R>,
+    pub a: Buf<R>,
     /// Queries (with scale) over erase keys, decayed from the chunk's start, `[2c, Kp]`.
-    pub x: Vec<R>,
+    pub x: Buf<R>,
     /// The same decayed from the start of their block of 16 only (per-channel gates), `[2c, Kp]`.
-    pub local: Vec<R>,
+    pub local: Buf<R>,
     /// Keys decayed to the chunk's end, transposed, `[Kp, c]`.
-    pub kt: Vec<R>,
+    pub kt: Buf<R>,
     /// Decay over the whole chunk for each key channel, `[Kp]`.
-    pub total: Vec<R>,
+    pub total: Buf<R>,
     /// Per-channel gates: decay factors from the start of the block of 16 to each token, `[c, Kp]`.
-    pub into: Vec<R>,
+    pub into: Buf<R>,
     /// A running row, `[max(c, Kp)]`.
-    run: Vec<R>,
+    run: Buf<R>,
     /// Scalar gate: decays to the chunk's end, `[c]`.
-    pub suffix: Vec<R>,
+    pub suffix: Buf<R>,
 }
 
-impl<R: Product> Scores<R> {
+impl<R: Real> Scores<R> {
     pub fn new(s: &Spec) -> Self {
         let (c, kp) = (s.chunk, s.kp());
-        let zeros = |n: usize| vec![R::ZERO; n];
+        let zeros = |n: usize| Buf::zeros(n);
         let channel = s.gate == GateKind::Channel;
         Scores {
             a: zeros(2 * c * c),
@@ -64,14 +64,12 @@ impl<R: Product> Scores<R> {
 
     fn scalar(&mut self, s: &Spec, p: &Panels<R>) {
         let (c, kp) = (p.c, s.kp());
-        let scale = R::from_f64(s.scale);
-        transpose_keys(&p.k, c, kp, &mut self.kt);
+        let (arch, scale) = (s.arch, R::from_f64(s.scale));
+        transpose(arch, &p.k, kp, c, kp, &mut self.kt, c);
         for half in [0, c] {
-            for i in (0..c).step_by(LANES) {
-                let at = half + i;
-                let x = Mat::new(&p.x[at * kp..], kp);
-                R::product([LANES, i + LANES, kp], x, &self.kt, c, &mut self.a[at * c..], c, Into::Set);
-            }
+            let x = Mat::new(&p.x[half * kp..], kp);
+            let out = (&mut self.a[half * c..], c);
+            mm_nn(arch, (c, c, kp), x, Mat::new(&self.kt, c), out, Store::Set, Extent::LowerOut);
         }
         let gated = s.gate == GateKind::Scalar;
         let Scores { a, x, kt, total, run, suffix, .. } = self;
@@ -84,7 +82,7 @@ impl<R: Product> Scores<R> {
                 lanes.fill(R::ZERO);
                 for t in 0..c {
                     // `lanes[s]` is D(s, t-1] for s < t, then D(s, t]; zero beyond, which masks the scores.
-                    let n = t / LANES * LANES + LANES;
+                    let n = t / PAD * PAD + PAD;
                     let (aq, ap, lanes) = (&mut aq[t * c..][..n], &mut ap[t * c..][..n], &mut lanes[..n]);
                     let e = one(t);
                     if s.erase_before_decay {
@@ -126,15 +124,16 @@ impl<R: Product> Scores<R> {
         self.local_panels(s, p);
         let Scores { a, x, local, kt, total, into, .. } = self;
         total.fill(R::ONE);
-        for i in (0..c).step_by(LANES) {
+        for i in (0..c).step_by(PAD) {
             if i > 0 {
                 for half in [0, c] {
                     let rows = Mat::new(&local[(half + i) * kp..], kp);
-                    R::product([LANES, i, kp], rows, kt, c, &mut a[(half + i) * c..], c, Into::Set);
+                    let out = (&mut a[(half + i) * c..], c);
+                    mm_nn(s.arch, (PAD, i, kp), rows, Mat::new(kt, c), out, Store::Set, Extent::Full);
                 }
             }
-            diagonal_scores(s, p, i, kt, a);
-            let whole = &into[(i + LANES - 1) * kp..][..kp];
+            s.arch.dispatch(Diagonal { s, p, i, kt: &mut kt[..], a: &mut a[..] });
+            let whole = &into[(i + PAD - 1) * kp..][..kp];
             vectorized(
                 #[inline(always)]
                 || {
@@ -142,7 +141,7 @@ impl<R: Product> Scores<R> {
                         row[..i].iter_mut().for_each(|k| *k *= e);
                     }
                     for half in [0, c] {
-                        for t in half + i..half + i + LANES {
+                        for t in half + i..half + i + PAD {
                             let (src, dst) = (&local[t * kp..][..kp], &mut x[t * kp..][..kp]);
                             for (d, (&x, &e)) in dst.iter_mut().zip(src.iter().zip(total.iter())) {
                                 *d = x * e;
@@ -165,7 +164,7 @@ impl<R: Product> Scores<R> {
             || {
                 let run = &mut run[..kp];
                 for t in 0..c {
-                    if t % LANES == 0 {
+                    if t % PAD == 0 {
                         run.fill(R::ONE);
                     }
                     let erase = (&p.x[(c + t) * kp..][..kp], c + t);
@@ -182,51 +181,6 @@ impl<R: Product> Scores<R> {
             },
         );
     }
-}
-
-/// The diagonal 16 x 16 block at token `i`: keys decay along in the columns `i..i + 16` of `kt`, which ends as the
-/// block's keys decayed to its end.
-fn diagonal_scores<R: Real>(s: &Spec, p: &Panels<R>, i: usize, kt: &mut [R], a: &mut [R]) {
-    let (c, kp) = (p.c, s.kp());
-    let scale = R::from_f64(s.scale);
-    vectorized(
-        #[inline(always)]
-        || {
-            for row in kt.chunks_exact_mut(c).take(kp) {
-                row[i..i + LANES].fill(R::ZERO);
-            }
-            for l in 0..LANES {
-                let t = i + l;
-                let (q, k) = (&p.x[t * kp..][..kp], &p.k[t * kp..][..kp]);
-                let (e, erase) = (&p.decay[t * kp..][..kp], &p.x[(c + t) * kp..][..kp]);
-                let mut sums = [[[R::ZERO; LANES]; 2]; 2];
-                for ch in 0..kp {
-                    let lane: &mut [R; LANES] =
-                        (&mut kt[ch * c + i..][..LANES]).try_into().expect("a block is LANES wide");
-                    let [sq, sp] = &mut sums[ch % 2];
-                    for j in 0..LANES {
-                        let old = lane[j];
-                        let new = old * e[ch];
-                        sp[j] = erase[ch].mul_add(if s.erase_before_decay { old } else { new }, sp[j]);
-                        sq[j] = q[ch].mul_add(new, sq[j]);
-                        lane[j] = new;
-                    }
-                    lane[l] = k[ch];
-                }
-                let own = dot(q, k);
-                let (rq, rp) = (t * c + i, (c + t) * c + i);
-                for j in 0..LANES {
-                    a[rq + j] = scale * (sums[0][0][j] + sums[1][0][j]);
-                    a[rp + j] = sums[0][1][j] + sums[1][1][j];
-                }
-                a[rq + l] = scale * own;
-            }
-        },
-    );
-}
-
-fn transpose_keys<R: Real>(k: &[R], c: usize, kp: usize, kt: &mut [R]) {
-    crate::linalg::transpose(c, kp, k, kp, kt, c);
 }
 
 /// `a *= b * scale`

@@ -5,38 +5,37 @@
 //! the chunk, reads of the chunk's first state by t >= r, writes s < r to its last state, and the state itself. Where
 //! the erase key reads the state before the decay (Comba), its pairs end at t - 1.
 
-use flashlin_tensor::Real;
 use flashlin_tensor::cpu::vectorized;
 
 use super::panels::{GateKind, Panels, Spec};
 use super::scores::{Scores, mul_rows, product_row};
-use crate::linalg::{Into, LANES, Mat, Product, dot};
+use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, dot, mm_nn, mm_tn};
 
 /// Working memory of the scores' backward.
 pub(crate) struct ScoreGrads<R> {
     /// In: gradients of `Aq` over `Ap`, `[2c, c]` (lower blocks). Scratch afterwards.
-    pub da: Vec<R>,
+    pub da: Buf<R>,
     /// Out: gradient of the log-decay, `[c]` or `[c, Kp]`.
-    pub dg: Vec<R>,
+    pub dg: Buf<R>,
     /// What the decay of the whole state contributes: `[1]` or `[Kp]`.
-    whole: Vec<R>,
+    whole: Buf<R>,
     /// Scalar gate: products of scores and their gradients, `[c, c]`.
-    pairs: Vec<R>,
+    pairs: Buf<R>,
     /// A running row, `[max(c, Kp)]`.
-    run: Vec<R>,
+    run: Buf<R>,
     /// Per-channel gate: local keys, gradients of local panels and keys, writes' part, decayed rows of a block.
-    keys: Vec<R>,
-    dlocal: Vec<R>,
-    dkeys: Vec<R>,
-    writes: Vec<R>,
-    block: Vec<R>,
+    keys: Buf<R>,
+    dlocal: Buf<R>,
+    dkeys: Buf<R>,
+    writes: Buf<R>,
+    block: Buf<R>,
 }
 
-impl<R: Product> ScoreGrads<R> {
+impl<R: Real> ScoreGrads<R> {
     pub fn new(s: &Spec) -> Self {
         let (c, kp) = (s.chunk, s.kp());
-        let zeros = |n: usize| vec![R::ZERO; n];
-        let channel = |n: usize| vec![R::ZERO; if s.gate == GateKind::Channel { n } else { 0 }];
+        let zeros = |n: usize| Buf::zeros(n);
+        let channel = |n: usize| Buf::zeros(if s.gate == GateKind::Channel { n } else { 0 });
         ScoreGrads {
             da: zeros(2 * c * c),
             dg: zeros(match s.gate {
@@ -51,7 +50,7 @@ impl<R: Product> ScoreGrads<R> {
             dlocal: channel(2 * c * kp),
             dkeys: channel(c * kp),
             writes: channel(c * kp),
-            block: channel(2 * LANES * kp),
+            block: channel(2 * PAD * kp),
         }
     }
 
@@ -92,13 +91,10 @@ impl<R: Product> ScoreGrads<R> {
         }
         undecay_scalar(s, p, sc, dx, dk);
         for half in [0, c] {
-            for i in (0..c).step_by(LANES) {
-                let at = half + i;
-                let rows = Mat::new(&self.da[at * c..], c);
-                R::product([LANES, kp, i + LANES], rows, &p.k, kp, &mut dx[at * kp..], kp, Into::Add);
-                let cols = Mat::transposed(&self.da[at * c + i..], c);
-                R::product([LANES, kp, c - i], cols, &p.x[at * kp..], kp, &mut dk[i * kp..], kp, Into::Add);
-            }
+            let (da, x) = (Mat::new(&self.da[half * c..], c), Mat::new(&p.x[half * kp..], kp));
+            let out = (&mut dx[half * kp..], kp);
+            mm_nn(s.arch, (c, kp, c), da, Mat::new(&p.k, kp), out, Store::Add, Extent::LowerInner);
+            mm_tn(s.arch, (c, kp, c), da, x, (dk, kp), Store::Add, Extent::UpperInner);
         }
     }
 
@@ -109,15 +105,14 @@ impl<R: Product> ScoreGrads<R> {
         vectorized(
             #[inline(always)]
             || {
-                let read = |t: usize| dot(&sc.x[t * kp..][..kp], &dx[t * kp..][..kp]);
                 let mut later = R::ZERO;
                 for t in (0..c).rev() {
                     if s.erase_before_decay {
-                        later += read(t);
+                        later += row_dot(&sc.x, dx, t, kp);
                         dg[t] = later;
-                        later += read(c + t);
+                        later += row_dot(&sc.x, dx, c + t, kp);
                     } else {
-                        later += read(t) + read(c + t);
+                        later += row_dot(&sc.x, dx, t, kp) + row_dot(&sc.x, dx, c + t, kp);
                         dg[t] = later;
                     }
                 }
@@ -144,7 +139,7 @@ impl<R: Product> ScoreGrads<R> {
                 let lanes = &mut run[..c];
                 lanes.fill(R::ZERO);
                 for t in 0..c {
-                    let n = t / LANES * LANES + LANES;
+                    let n = t / PAD * PAD + PAD;
                     let (dq, dp) = (&mut dq[t * c..][..n], &mut dp[t * c..][..n]);
                     let lanes = &mut lanes[..n];
                     if gated {
@@ -152,7 +147,7 @@ impl<R: Product> ScoreGrads<R> {
                         let at = if s.erase_before_decay { t.wrapping_sub(1) } else { t };
                         if at < c {
                             let ap = &sc.a[(c + t) * c..][..n];
-                            let row = &mut pairs[at * c..][..at / LANES * LANES + LANES];
+                            let row = &mut pairs[at * c..][..at / PAD * PAD + PAD];
                             for (o, (&a, &d)) in row.iter_mut().zip(ap.iter().zip(dp.iter())) {
                                 *o = a.mul_add(d, *o);
                             }
@@ -183,15 +178,15 @@ impl<R: Product> ScoreGrads<R> {
                 let sums = &mut run[..c];
                 sums.fill(R::ZERO);
                 for t in (0..c).rev() {
-                    let n = t / LANES * LANES + LANES;
+                    let n = t / PAD * PAD + PAD;
                     for (a, &m) in sums[..n].iter_mut().zip(&pairs[t * c..][..n]) {
                         *a += m;
                     }
                     // Columns from t on take part in no further pair (and the diagonal in none).
                     sums[t] = R::ZERO;
-                    let mut partial = [R::ZERO; LANES];
-                    for block in sums[..n].chunks_exact(LANES) {
-                        for l in 0..LANES {
+                    let mut partial = [R::ZERO; PAD];
+                    for block in sums[..n].chunks_exact(PAD) {
+                        for l in 0..PAD {
                             partial[l] += block[l];
                         }
                     }
@@ -206,7 +201,7 @@ impl<R: Product> ScoreGrads<R> {
         self.channel_panels_decay_grad(s, p, sc, dx, dk);
         self.channel_blocks(s, p, sc);
         self.undecay_channel(s, p, sc, dx, dk);
-        for i in (0..c).step_by(LANES) {
+        for i in (0..c).step_by(PAD) {
             self.diagonal_queries(s, p, i, dx);
             self.diagonal_keys(s, p, i, dk);
         }
@@ -225,7 +220,7 @@ impl<R: Product> ScoreGrads<R> {
                 // Keys decayed to the end of their block of 16, and the same to the chunk's end.
                 let run = &mut run[..kp];
                 for t in (0..c).rev() {
-                    if t % LANES == LANES - 1 {
+                    if t % PAD == PAD - 1 {
                         run.fill(R::ONE);
                     }
                     product_row(&p.k[t * kp..][..kp], run, R::ONE, &mut keys[t * kp..][..kp]);
@@ -247,32 +242,32 @@ impl<R: Product> ScoreGrads<R> {
     fn channel_blocks(&mut self, s: &Spec, p: &Panels<R>, sc: &Scores<R>) {
         let (c, kp) = (p.c, s.kp());
         let ScoreGrads { da, dg, keys, dlocal, dkeys, .. } = self;
-        let whole = |i: usize| &sc.into[(i + LANES - 1) * kp..][..kp];
+        let whole = |i: usize| &sc.into[(i + PAD - 1) * kp..][..kp];
         // Rows: keys move forward from reference point to reference point.
         dkeys[..c * kp].copy_from_slice(&keys[..c * kp]);
         for half in [0, c] {
-            dlocal[half * kp..][..LANES * kp].fill(R::ZERO);
+            dlocal[half * kp..][..PAD * kp].fill(R::ZERO);
         }
-        for i in (LANES..c).step_by(LANES) {
-            if i > LANES {
-                scale_block_rows(&mut dkeys[..(i - LANES) * kp], whole(i - LANES));
+        for i in (PAD..c).step_by(PAD) {
+            if i > PAD {
+                scale_block_rows(&mut dkeys[..(i - PAD) * kp], whole(i - PAD));
             }
             for half in [0, c] {
-                let (at, rows) = (half + i, &da[(half + i) * c..]);
-                let out = &mut dlocal[at * kp..];
-                R::product([LANES, kp, i], Mat::new(rows, c), dkeys, kp, out, kp, Into::Set);
+                let (rows, keys) = (Mat::new(&da[(half + i) * c..], c), Mat::new(dkeys, kp));
+                let out = (&mut dlocal[(half + i) * kp..], kp);
+                mm_nn(s.arch, (PAD, kp, i), rows, keys, out, Store::Set, Extent::Full);
             }
         }
         // Columns: gradients of keys move backward the same way.
         dkeys[..c * kp].fill(R::ZERO);
-        for i in (LANES..c).step_by(LANES).rev() {
-            if i + LANES < c {
+        for i in (PAD..c).step_by(PAD).rev() {
+            if i + PAD < c {
                 scale_block_rows(&mut dkeys[..i * kp], whole(i));
             }
             for half in [0, c] {
-                let cols = Mat::transposed(&da[(half + i) * c..], c);
-                let local = &sc.local[(half + i) * kp..];
-                R::product([i, kp, LANES], cols, local, kp, dkeys, kp, Into::Add);
+                let cols = Mat::new(&da[(half + i) * c..], c);
+                let local = Mat::new(&sc.local[(half + i) * kp..], kp);
+                mm_tn(s.arch, (i, kp, PAD), cols, local, (dkeys, kp), Store::Add, Extent::Full);
             }
         }
         vectorized(
@@ -302,7 +297,7 @@ impl<R: Product> ScoreGrads<R> {
                 let before = &mut block[..kp];
                 run.fill(R::ONE);
                 for t in 0..c {
-                    if t % LANES == 0 {
+                    if t % PAD == 0 {
                         if t > 0 {
                             mul_rows(run, &sc.into[(t - 1) * kp..][..kp], R::ONE);
                         }
@@ -323,9 +318,9 @@ impl<R: Product> ScoreGrads<R> {
                 // Keys: `run` from the block's end to the chunk's, `before` from a token to its block's end.
                 run.fill(R::ONE);
                 for t in (0..c).rev() {
-                    if t % LANES == LANES - 1 {
+                    if t % PAD == PAD - 1 {
                         if t + 1 < c {
-                            mul_rows(run, &sc.into[(t + LANES) * kp..][..kp], R::ONE);
+                            mul_rows(run, &sc.into[(t + PAD) * kp..][..kp], R::ONE);
                         }
                         before.fill(R::ONE);
                     }
@@ -345,7 +340,7 @@ impl<R: Product> ScoreGrads<R> {
             #[inline(always)]
             || {
                 let sum = &mut run[..kp];
-                for l in 0..LANES {
+                for l in 0..PAD {
                     let t = i + l;
                     let (aq, ap) = (&da[t * c + i..], &da[(c + t) * c + i..]);
                     let erase = &p.x[(c + t) * kp..][..kp];
@@ -382,12 +377,12 @@ impl<R: Product> ScoreGrads<R> {
         vectorized(
             #[inline(always)]
             || {
-                let (qs, ps) = block.split_at_mut(LANES * kp);
+                let (qs, ps) = block.split_at_mut(PAD * kp);
                 let sum = &mut run[..kp];
-                for l in (0..LANES).rev() {
+                for l in (0..PAD).rev() {
                     let t = i + l;
                     sum.fill(R::ZERO);
-                    if l + 1 < LANES {
+                    if l + 1 < PAD {
                         // Token t + 1 enters, and all from it on decay across it.
                         let next = t + 1;
                         let decay = &p.decay[next * kp..][..kp];
@@ -400,7 +395,7 @@ impl<R: Product> ScoreGrads<R> {
                             mul_rows(fresh, decay, R::ONE);
                         }
                     }
-                    for m in l + 1..LANES {
+                    for m in l + 1..PAD {
                         let (aq, ap) = (scale * da[(i + m) * c + t], da[(c + i + m) * c + t]);
                         let (q, e) = (&qs[m * kp..][..kp], &ps[m * kp..][..kp]);
                         for (o, (&q, &e)) in sum.iter_mut().zip(q.iter().zip(e)) {
@@ -444,7 +439,7 @@ impl<R: Product> ScoreGrads<R> {
 }
 
 /// `dx` and `dk` from gradients of decayed panels to gradients of the panels, for a scalar gate or none.
-fn undecay_scalar<R: Product>(s: &Spec, p: &Panels<R>, sc: &Scores<R>, dx: &mut [R], dk: &mut [R]) {
+fn undecay_scalar<R: Real>(s: &Spec, p: &Panels<R>, sc: &Scores<R>, dx: &mut [R], dk: &mut [R]) {
     let (c, kp) = (p.c, s.kp());
     let scale = R::from_f64(s.scale);
     let gated = s.gate == GateKind::Scalar;
@@ -509,6 +504,12 @@ fn weighted_rows<R: Real>(rows: &[R], weights: &[R], scale: R, out: &mut [R]) {
             *o = w.mul_add(x, *o);
         }
     }
+}
+
+/// Sum of products of row `t` of two panels. (A closure would not be compiled for the vectors of its caller.)
+#[inline(always)]
+fn row_dot<R: Real>(a: &[R], b: &[R], t: usize, width: usize) -> R {
+    dot(&a[t * width..][..width], &b[t * width..][..width])
 }
 
 #[inline(always)]

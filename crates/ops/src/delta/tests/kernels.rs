@@ -6,7 +6,7 @@ use crate::delta::cpu::{
     forward, saved_sizes, sum_groups,
 };
 use crate::delta::reference::{self, Dims, Gate, Problem};
-use crate::linalg::Product;
+use crate::simd::{self, Arch};
 
 pub(crate) fn noise(n: usize, seed: u64) -> Vec<f64> {
     let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -18,7 +18,7 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f64> {
         .collect()
 }
 
-trait Kernel: Product {
+trait Kernel: simd::Real {
     fn data(x: &[Self]) -> Data<'_>;
 }
 impl Kernel for f32 {
@@ -123,6 +123,7 @@ fn check<R: Kernel>(c: Case, walk: Walk, tol: f64) {
     let want = reference::backward(&problem, &wo, Some(&wh));
 
     let spec = Spec {
+        arch: Arch::new(),
         h: c.h,
         hv: c.hv,
         k: c.k,
