@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use flashlin_tensor::{Real, Result, Tensor, cpu::vectorized};
+use flashlin_tensor::{Result, Tensor, cpu::vectorized};
 use rayon::prelude::*;
 
 use super::{
@@ -14,8 +14,8 @@ use super::{
     plan::{BLOCK, Plan, Span, blocks},
 };
 use crate::{
-    linalg::{Into, Mat, Product, dot, padded},
     rows::{Rows, RowsMut},
+    simd::{Arch, Extent, Mat, Real, Store, dot, mm_nn, mm_tn, padded},
 };
 
 /// What forward left, and the gradient of its output.
@@ -76,7 +76,7 @@ struct Operands<'a> {
 }
 
 /// Gradients of q, k, v and decay; `wants` says which of the last matter.
-pub(super) fn backward<R: Product>(
+pub(super) fn backward<R: Real>(
     plan: &Plan,
     inputs: &Inputs,
     saved: &Saved<R>,
@@ -164,7 +164,7 @@ fn pieces<'a>(
 }
 
 /// The shares of a group's sequences: for each sequence `[heads][segments]`.
-fn run_group<R: Product>(
+fn run_group<R: Real>(
     plan: &Plan,
     ops: &Operands,
     saved: &Saved<R>,
@@ -200,7 +200,7 @@ fn run_group<R: Product>(
     group.clone().into_par_iter().map(sequence).collect()
 }
 
-fn key_panels<R: Product>(plan: &Plan, ops: &Operands, s: &Span, h: usize) -> KeyPanels<R> {
+fn key_panels<R: Real>(plan: &Plan, ops: &Operands, s: &Span, h: usize) -> KeyPanels<R> {
     let rows = s.keys.next_multiple_of(BLOCK);
     let k = ops.k.panel(h, s.k0, s.keys, rows, 1.0);
     let v = ops.v.panel(h, s.k0, s.keys, rows, 1.0);
@@ -211,7 +211,7 @@ fn key_panels<R: Product>(plan: &Plan, ops: &Operands, s: &Span, h: usize) -> Ke
     }
 }
 
-fn query_panels<R: Product>(plan: &Plan, ops: &Operands, s: &Span, h: usize) -> QueryPanels<R> {
+fn query_panels<R: Real>(plan: &Plan, ops: &Operands, s: &Span, h: usize) -> QueryPanels<R> {
     let grad: Vec<R> = ops.grad.panel(h, s.q0, s.queries, s.queries, 1.0);
     let o: Vec<R> = ops.o.panel(h, s.q0, s.queries, s.queries, 1.0);
     let vp = padded(plan.v_dim);
@@ -236,7 +236,7 @@ struct Scratch<R> {
     ds: Vec<R>,
 }
 
-impl<R: Product> Task<'_, R> {
+impl<R: Real> Task<'_, R> {
     fn run(&self, segment: Range<usize>) -> Share<R> {
         let (plan, s) = (self.plan, self.span);
         let (kp, vp) = (padded(plan.k_dim), padded(plan.v_dim));
@@ -270,12 +270,15 @@ impl<R: Product> Task<'_, R> {
         let (kp, vp, rows) = (padded(plan.k_dim), padded(plan.v_dim), b.len());
         let j = keys.start / BLOCK;
         let (p, ds) = (&mut scratch.p[..rows * BLOCK], &mut scratch.ds[..rows * BLOCK]);
-        let kt = &self.keys.kt[j * BLOCK * kp..][..BLOCK * kp];
-        let vt = &self.keys.vt[j * BLOCK * vp..][..BLOCK * vp];
+        let kt = Mat::new(&self.keys.kt[j * BLOCK * kp..][..BLOCK * kp], BLOCK);
+        let vt = Mat::new(&self.keys.vt[j * BLOCK * vp..][..BLOCK * vp], BLOCK);
+        let arch = Arch::new();
         let query = Mat::new(&q.q[b.start * kp..], kp);
-        R::product([rows, BLOCK, plan.k_dim], query, kt, BLOCK, p, BLOCK, Into::Set);
+        let size = (rows, BLOCK, plan.k_dim);
+        mm_nn(arch, size, query, kt, (&mut *p, BLOCK), Store::Set, Extent::Full);
         let grad = Mat::new(&q.grad[b.start * vp..], vp);
-        R::product([rows, BLOCK, plan.v_dim], grad, vt, BLOCK, ds, BLOCK, Into::Set);
+        let size = (rows, BLOCK, plan.v_dim);
+        mm_nn(arch, size, grad, vt, (&mut *ds, BLOCK), Store::Set, Extent::Full);
         let head = self.head * plan.group() + g;
         if let Some(c) = self.sums {
             add_decay(s, b, keys, &c[head * plan.key_rows + s.k0..][..s.keys], p);
@@ -315,15 +318,14 @@ impl<R: Product> Task<'_, R> {
         let (kp, vp, rows) = (padded(plan.k_dim), padded(plan.v_dim), b.len());
         let (p, ds) = (&scratch.p[..rows * BLOCK], &scratch.ds[..rows * BLOCK]);
         let at = keys.start - start;
-        let grad = &q.grad[b.start * vp..];
-        let dv = &mut share.dv[at * vp..];
-        R::product([keys.len(), vp, rows], Mat::transposed(p, BLOCK), grad, vp, dv, vp, Into::Add);
-        let query = &q.q[b.start * kp..];
-        let dk = &mut share.dk[at * kp..];
-        R::product([keys.len(), kp, rows], Mat::transposed(ds, BLOCK), query, kp, dk, kp, Into::Add);
-        let dq = &mut share.dq[(g * s.queries + b.start) * kp..];
-        let k = &self.keys.k[keys.start * kp..];
-        R::product([rows, kp, keys.len()], Mat::new(ds, BLOCK), k, kp, dq, kp, Into::Add);
+        let arch = Arch::new();
+        let (p_mat, ds_mat) = (Mat::new(p, BLOCK), Mat::new(ds, BLOCK));
+        let (grad, dv) = (Mat::new(&q.grad[b.start * vp..], vp), (&mut share.dv[at * vp..], vp));
+        mm_tn(arch, (keys.len(), vp, rows), p_mat, grad, dv, Store::Add, Extent::Full);
+        let (query, dk) = (Mat::new(&q.q[b.start * kp..], kp), (&mut share.dk[at * kp..], kp));
+        mm_tn(arch, (keys.len(), kp, rows), ds_mat, query, dk, Store::Add, Extent::Full);
+        let (k, dq) = (&self.keys.k[keys.start * kp..], &mut share.dq[(g * s.queries + b.start) * kp..]);
+        mm_nn(arch, (rows, kp, keys.len()), ds_mat, Mat::new(k, kp), (dq, kp), Store::Add, Extent::Full);
         if self.sums.is_some() {
             let len = share.at_key.len() / plan.group();
             let at_key = &mut share.at_key[g * len + at..];

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use flashlin_tensor::{Real, Result, Tensor, cpu::vectorized};
+use flashlin_tensor::{Result, Tensor, cpu::vectorized};
 use rayon::prelude::*;
 
 use super::{
@@ -13,8 +13,8 @@ use super::{
     plan::{BLOCK, Plan, Span},
 };
 use crate::{
-    linalg::dot,
     rows::{Rows, RowsMut},
+    simd::{Real, dot},
 };
 
 /// Queries of a sequence up to which this form is taken.

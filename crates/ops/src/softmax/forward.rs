@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use flashlin_tensor::{Real, Result, Tensor, cpu::vectorized};
+use flashlin_tensor::{Result, Tensor, cpu::vectorized};
 use rayon::prelude::*;
 
 use super::{
@@ -11,8 +11,8 @@ use super::{
     plan::{BLOCK, Plan, Span, blocks},
 };
 use crate::{
-    linalg::{Into, Mat, Product, padded},
     rows::{Rows, RowsMut},
+    simd::{Arch, Extent, Mat, Real, Store, mm_nn, padded},
 };
 
 /// Keys and values of one sequence and head.
@@ -32,7 +32,7 @@ struct Head<'a, R> {
 }
 
 /// Output `[B, Tq, HQ, V]` and log-sum-exp `[HQ][B * Tq]`.
-pub(super) fn forward<R: Product>(plan: &Plan, inputs: &Inputs) -> Result<(Tensor, Vec<R>)> {
+pub(super) fn forward<R: Real>(plan: &Plan, inputs: &Inputs) -> Result<(Tensor, Vec<R>)> {
     let q = &inputs.q;
     let mut o = Tensor::empty(&[q.dim(0), q.dim(1), plan.q_heads, plan.v_dim], q.dtype(), &q.device())?;
     let mut lse = vec![low::<R>(); plan.q_heads * plan.q_rows];
@@ -95,17 +95,18 @@ fn write_heads<R: Real>(plan: &Plan, rows: usize, heads: &[(Vec<R>, Vec<R>)], ou
 }
 
 /// Output `[rows][Vp]` and log-sum-exp of one block of queries of one head.
-fn query_block<R: Product>(plan: &Plan, at: &Head<R>, b: &Range<usize>, q: &Operand) -> (Vec<R>, Vec<R>) {
+fn query_block<R: Real>(plan: &Plan, at: &Head<R>, b: &Range<usize>, q: &Operand) -> (Vec<R>, Vec<R>) {
     let (kp, vp, rows, s) = (padded(plan.k_dim), padded(plan.v_dim), b.len(), at.span);
     let q = q.panel::<R>(at.head, s.q0 + b.start, rows, rows, plan.scale);
     let mut scores = vec![R::ZERO; rows * BLOCK];
     let mut o = vec![R::ZERO; rows * vp];
     let (mut max, mut total) = (vec![low::<R>(); rows], vec![R::ZERO; rows]);
-    let seen = plan.visible(s, b.start, b.end);
+    let (arch, seen) = (Arch::new(), plan.visible(s, b.start, b.end));
     for j in seen.start / BLOCK..seen.end.div_ceil(BLOCK) {
         let keys = j * BLOCK..(j * BLOCK + BLOCK).min(s.keys);
-        let kt = &at.panels.kt[j * BLOCK * kp..][..BLOCK * kp];
-        R::product([rows, BLOCK, plan.k_dim], Mat::new(&q, kp), kt, BLOCK, &mut scores, BLOCK, Into::Set);
+        let kt = Mat::new(&at.panels.kt[j * BLOCK * kp..][..BLOCK * kp], BLOCK);
+        let (size, out) = ((rows, BLOCK, plan.k_dim), (&mut scores[..], BLOCK));
+        mm_nn(arch, size, Mat::new(&q, kp), kt, out, Store::Set, Extent::Full);
         if let Some(c) = at.decay {
             add_decay(s, b, &keys, c, &mut scores);
         }
@@ -121,8 +122,8 @@ fn query_block<R: Product>(plan: &Plan, at: &Head<R>, b: &Range<usize>, q: &Oper
                 }
             },
         );
-        let v = &at.panels.v[keys.start * vp..];
-        R::product([rows, vp, keys.len()], Mat::new(&scores, BLOCK), v, vp, &mut o, vp, Into::Add);
+        let (p, v) = (Mat::new(&scores, BLOCK), Mat::new(&at.panels.v[keys.start * vp..], vp));
+        mm_nn(arch, (rows, vp, keys.len()), p, v, (&mut o, vp), Store::Add, Extent::Full);
     }
     finish(&mut o, vp, &mut max, &total);
     (o, max)

@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use super::{Inputs, decay_sums, low, plan::Plan};
 use crate::{
-    linalg::{Product, dot},
     rows::Rows,
+    simd::{Real, dot},
 };
 
 /// `[B, HQ, Tq, Tk]`
-pub(super) fn maps<R: Product>(plan: &Plan, inputs: &Inputs, lse: &[R]) -> Result<Tensor> {
+pub(super) fn maps<R: Real>(plan: &Plan, inputs: &Inputs, lse: &[R]) -> Result<Tensor> {
     let (b, tq, tk) = (inputs.q.dim(0), inputs.q.dim(1), inputs.k.dim(1));
     let mut out = Tensor::zeros(&[b, plan.q_heads, tq, tk], R::DTYPE, &inputs.q.device())?;
     if tq == 0 || tk == 0 {

@@ -11,13 +11,13 @@ mod plan;
 mod tests;
 
 pub use cache::KvCache;
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Real, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
 use plan::Plan;
 
 use crate::{
     OpInfo, PackedSeqs,
-    linalg::Product,
     rows::{check_dims, tensor_of, with_rows},
+    simd::Real,
 };
 
 /// Registry entry of [`attention`].
@@ -110,7 +110,7 @@ pub fn attention(args: &AttentionArgs) -> Result<AttentionOutput> {
     }
 }
 
-fn run<R: Product>(args: &AttentionArgs, plan: Plan, inputs: Inputs) -> Result<AttentionOutput> {
+fn run<R: Real>(args: &AttentionArgs, plan: Plan, inputs: Inputs) -> Result<AttentionOutput> {
     let (o, lse) = if plan.spans.iter().all(|s| s.queries <= direct::QUERIES) {
         direct::forward::<R>(&plan, &inputs)?
     } else {

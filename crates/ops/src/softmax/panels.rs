@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use flashlin_tensor::{Real, cpu::vectorized};
+use flashlin_tensor::cpu::vectorized;
 
 use super::plan::{BLOCK, Plan, Span};
 use crate::{
-    linalg::{padded, transpose},
     rows::Rows,
+    simd::{Arch, Real, padded, transpose},
 };
 
 /// Elements that one group of sequences may have in panels.
@@ -60,9 +60,9 @@ impl Operand<'_> {
 
 /// Each block of [`BLOCK`] rows of length `ld` transposed to `[ld][BLOCK]`.
 pub(super) fn block_transposes<R: Real>(rows: &[R], ld: usize) -> Vec<R> {
-    let mut out = vec![R::ZERO; rows.len()];
+    let (arch, mut out) = (Arch::new(), vec![R::ZERO; rows.len()]);
     for (src, dst) in rows.chunks_exact(BLOCK * ld).zip(out.chunks_exact_mut(BLOCK * ld)) {
-        transpose(BLOCK, ld, src, ld, dst, BLOCK);
+        transpose(arch, src, ld, BLOCK, ld, dst, BLOCK);
     }
     out
 }
