@@ -14,6 +14,7 @@ pub mod gate;
 pub mod loss;
 mod mode;
 pub mod norm;
+mod pairs;
 mod recurrence;
 mod registry;
 pub mod rope;

@@ -54,7 +54,7 @@ pub struct DecayArgs<'a> {
     pub layout: StateLayout,
     /// Default: recurrent up to 64 tokens a sequence, else chunked.
     pub mode: Mode,
-    /// Tokens of a chunk: 16, 32, 64 or 128. Default: 64.
+    /// Tokens of a chunk: 16, 32 or 64. Default: 64.
     pub chunk_size: usize,
 }
 
@@ -108,8 +108,9 @@ pub fn decay_attention(args: DecayArgs) -> Result<SeqOutput> {
     let optional = [args.g, args.g_gamma, args.gk, args.gv, args.bonus, args.initial_state.map(|s| &s.value)];
     let mut inputs = vec![args.q, args.k, args.v];
     inputs.extend(optional.into_iter().flatten());
-    let problem = Problem::new(&args, sizes, &seqs)?;
-    let outputs = problem.forward(args.output_final_state)?;
+    let mut problem = Problem::new(&args, sizes, &seqs)?;
+    let save = flashlin_tensor::grad_enabled() && inputs.iter().any(|v| v.is_tracked());
+    let outputs = problem.forward(args.output_final_state, save)?;
     let mut outputs = Var::from_op(OP, &inputs, outputs, || Box::new(problem)).into_iter();
     let missing = || Error::invalid(OP, "o", "was not computed");
     let o = outputs.next().ok_or_else(missing)?;
@@ -149,8 +150,8 @@ fn validate(a: &DecayArgs) -> Result<Sizes> {
     if let Some(u) = a.bonus {
         want("bonus", u, &[h, k], "[H, K]")?;
     }
-    if ![16, 32, 64, 128].contains(&a.chunk_size) {
-        let why = format!("is {}, expected 16, 32, 64 or 128", a.chunk_size);
+    if ![16, 32, 64].contains(&a.chunk_size) {
+        let why = format!("is {}, expected 16, 32 or 64", a.chunk_size);
         return Err(Error::invalid(OP, "chunk_size", why));
     }
     if a.scale.is_some_and(|s| !s.is_finite()) {

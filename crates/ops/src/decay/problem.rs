@@ -1,7 +1,7 @@
 //! A checked call that owns its tensors: runs forward, is what the graph keeps, and runs backward.
 //!
-//! Nothing but the inputs is saved: states and scores are recomputed, so the memory between the passes is that of q, k,
-//! v and the gates.
+//! Beside the inputs, the chunked path saves the state before every chunk (`K V / C` numbers a token and head: with the
+//! usual sizes as many as k holds); scores are recomputed.
 
 use flashlin_tensor::{Backward, BackwardCtx, DType, Element, Result, Tensor};
 use half::{bf16, f16};
@@ -28,6 +28,8 @@ pub(super) struct Problem {
     layout: StateLayout,
     path: Path,
     chunk: usize,
+    /// States that forward saved, where a gradient may be asked for.
+    saved: Option<Tensor>,
 }
 
 /// The tensor itself, or a copy when its last dimension has gaps.
@@ -87,6 +89,7 @@ impl Problem {
             layout: a.layout,
             path,
             chunk: a.chunk_size,
+            saved: None,
         })
     }
 
@@ -102,23 +105,26 @@ impl Problem {
         self.gk.as_ref().map_or(self.sizes.hv, |g| g.dim(2))
     }
 
-    /// `o`, and the final state when wanted.
-    pub fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
+    /// `o`, and the final state when wanted; `save` keeps what the backward pass needs.
+    pub fn forward(&mut self, want_state: bool, save: bool) -> Result<Vec<Tensor>> {
         match self.accumulator() {
-            DType::F64 => self.forward_in::<f64>(want_state),
-            _ => self.forward_in::<f32>(want_state),
+            DType::F64 => self.forward_in::<f64>(want_state, save),
+            _ => self.forward_in::<f32>(want_state, save),
         }
     }
 
-    fn forward_in<R: Real>(&self, want_state: bool) -> Result<Vec<Tensor>> {
+    fn forward_in<R: Real>(&mut self, want_state: bool, save: bool) -> Result<Vec<Tensor>> {
         let mut o = output(self.v.dims(), R::DTYPE)?;
         let mut last = want_state.then(|| output(&self.state_dims(), R::DTYPE)).transpose()?;
         let state = last.as_mut().map_or(Ok(&mut [][..]), |t| t.as_mut_slice::<R>())?;
         let out = o.as_mut_slice::<R>()?;
-        self.with_args::<R, _>(|args| {
-            cpu::forward(self.path, args, out, state);
-            Ok(())
+        let saved = self.with_args::<R, _>(|args| {
+            let n = if save && self.path == Path::Chunk { cpu::saved_len(args) } else { 0 };
+            let mut saved = output(&[n], R::DTYPE)?;
+            cpu::forward(self.path, args, out, state, saved.as_mut_slice::<R>()?);
+            Ok(saved)
         })?;
+        self.saved = Some(saved);
         let mut outputs = vec![o.to_dtype(self.v.dtype())?];
         outputs.extend(last);
         Ok(outputs)
@@ -189,7 +195,8 @@ impl Problem {
             h0: next()?,
         };
         self.with_args::<R, _>(|args| {
-            cpu::backward(self.path, args, &source(&d_o)?, slice(&d_last)?, out);
+            let saved = slice(&self.saved)?.unwrap_or(&[]);
+            cpu::backward(self.path, args, &source(&d_o)?, slice(&d_last)?, saved, out);
             Ok(())
         })?;
         Ok(grads.into_iter().filter(|(given, _)| *given).map(|(_, grad)| grad).collect())

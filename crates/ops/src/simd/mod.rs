@@ -65,6 +65,8 @@ pub trait Real: flashlin_tensor::Real {
     fn vadd<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// `a - b`.
     fn vsub<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
+    /// `a / b`.
+    fn vdiv<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// `a * b`.
     fn vmul<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// The sum of all lanes.
@@ -82,7 +84,7 @@ pub trait Real: flashlin_tensor::Real {
 }
 
 macro_rules! real {
-    ($t:ident, $v:ident, $lanes:ident, $splat:ident, $fma:ident, $add:ident, $sub:ident, $mul:ident, $reduce:ident, $as:ident,
+    ($t:ident, $v:ident, $lanes:ident, $splat:ident, $fma:ident, $add:ident, $sub:ident, $div:ident, $mul:ident, $reduce:ident, $as:ident,
      $as_mut:ident, $tiles:ident) => {
         impl Real for $t {
             type V<S: Simd> = S::$v;
@@ -105,6 +107,10 @@ macro_rules! real {
             #[inline(always)]
             fn vsub<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
                 simd.$sub(a, b)
+            }
+            #[inline(always)]
+            fn vdiv<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
+                simd.$div(a, b)
             }
             #[inline(always)]
             fn vmul<S: Simd>(simd: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S> {
@@ -147,6 +153,7 @@ real!(
     mul_add_e_f32s,
     add_f32s,
     sub_f32s,
+    div_f32s,
     mul_f32s,
     reduce_sum_f32s,
     as_simd_f32s,
@@ -161,6 +168,7 @@ real!(
     mul_add_e_f64s,
     add_f64s,
     sub_f64s,
+    div_f64s,
     mul_f64s,
     reduce_sum_f64s,
     as_simd_f64s,

@@ -159,7 +159,7 @@ pub struct Args<'a, R> {
     pub h0: Option<&'a [R]>,
     /// Whether states (h0, final, and their gradients) are `[V, K]`.
     pub transposed: bool,
-    /// Tokens of a chunk: 16, 32, 64 or 128 (unused by the recurrent path).
+    /// Tokens of a chunk: 16, 32 or 64 (unused by the recurrent path).
     pub chunk: usize,
 }
 

@@ -13,16 +13,17 @@
 
 use super::args::{Args, Needs, Source};
 use super::work::{Work, load_state, store_rows, store_state};
-use super::{exact, panel};
+use crate::pairs::{exact, panel};
 use crate::simd::{Arch, Buf, Extent, Mat, Real, Store, mm_nn, mm_tn, transpose};
 
-/// Writes outputs and the last state.
+/// Writes outputs, the last state, and the state before every chunk into `save` (`[chunks][K][padded V]`, or empty).
 pub(super) fn forward<R: Real>(
     arch: Arch,
     a: &Args<R>,
     (n, j): (usize, usize),
     o: &mut [&mut [R]],
     last: Option<&mut [R]>,
+    save: &mut [R],
 ) {
     let seq = &a.seqs[n];
     let mut w = Work::new(arch, a, j);
@@ -30,8 +31,12 @@ pub(super) fn forward<R: Real>(
     let mut state = Buf::zeros(a.key_dim * vld);
     let mut out = Buf::zeros(a.chunk * vld);
     load_state(a, head_state(a, a.h0, n, j), vld, &mut state);
+    let mut save = save.chunks_exact_mut(state.len());
     for t0 in (0..seq.len).step_by(a.chunk) {
         let len = a.chunk.min(seq.len - t0);
+        if let Some(save) = save.next() {
+            save.copy_from_slice(&state);
+        }
         w.load(a, (seq, j), (t0, len), true);
         w.score_keys(len);
         outputs(&mut w, a, len, &state, &mut out);
@@ -60,11 +65,11 @@ fn outputs<R: Real>(w: &mut Work<R>, a: &Args<R>, len: usize, state: &[R], out: 
 /// As [`outputs`], with a token's own value only when `own` is set (possible without value gates).
 fn strict_outputs<R: Real>(w: &mut Work<R>, a: &Args<R>, len: usize, state: &[R], out: &mut [R], own: bool) {
     let (kld, vld) = (w.keys.ld, w.values.ld);
-    let x = Mat::new(w.keys.x_far(w.scalar.is_some()), kld);
+    let x = Mat::new(w.keys.x_far(0, w.scalar.is_some()), kld);
     mm_nn(w.arch, (len, vld, a.key_dim), x, Mat::new(state, vld), (out, vld), Store::Set, Extent::Full);
     let diag = if own { Some(&w.diag[..]) } else { None };
     set_diagonal(&mut w.m, w.ldm, len, diag);
-    w.values.finish_x(len, (&w.m, w.ldm), None, out);
+    w.values.finish_x(0, len, (&w.m, w.ldm), None, out);
 }
 
 fn set_diagonal<R: Real>(m: &mut [R], ldm: usize, len: usize, diag: Option<&[R]>) {
@@ -120,20 +125,20 @@ struct Back<R> {
     acc: Buf<R>,
 }
 
-/// Gradients of one sequence and head.
+/// Gradients of one sequence and head; `states` is what [`forward`] saved.
 pub(super) fn backward<R: Real>(
     arch: Arch,
     a: &Args<R>,
     (n, j): (usize, usize),
     d_o: &Source,
     d_last: Option<&[R]>,
+    states: &[R],
     needs: Needs,
     out: &mut GradRows<R>,
 ) {
     let seq = &a.seqs[n];
     let mut w = Work::new(arch, a, j);
     let (kld, vld) = (w.keys.ld, w.values.ld);
-    let states = all_states(&mut w, a, (n, j));
     let size = a.key_dim * vld;
     let mut b = Back {
         dm: Buf::zeros(a.chunk * w.ldm),
@@ -152,7 +157,7 @@ pub(super) fn backward<R: Real>(
     for c in (0..seq.len.div_ceil(a.chunk)).rev() {
         let t0 = c * a.chunk;
         let len = a.chunk.min(seq.len - t0);
-        d_o.load(arch, (seq, j), (t0, len, a.value_dim), R::ONE, (&mut w.values.x, vld));
+        d_o.load(arch, (seq, j), (t0, len, a.value_dim), R::ONE, (&mut w.values.x[0].rows, vld));
         w.load(a, (seq, j), (t0, len), true);
         w.score_keys(len);
         w.score_values(len, &mut b.dm, &mut b.d_diag);
@@ -160,32 +165,13 @@ pub(super) fn backward<R: Real>(
         value_gradients(&mut w, &mut b, a, needs, (t0, len), first, out);
         key_gradients(&mut w, &mut b, a, needs, (t0, len), first, out);
         w.decay_state(a, &mut b.ds);
-        let (q, d) = (Mat::new(w.keys.x_far(w.scalar.is_some()), kld), Mat::new(w.values.x_far(false), vld));
+        let (q, d) =
+            (Mat::new(w.keys.x_far(0, w.scalar.is_some()), kld), Mat::new(w.values.x_far(0, false), vld));
         mm_tn(arch, (a.key_dim, vld, len), q, d, (&mut b.ds, vld), Store::Add, Extent::Full);
     }
     if !out.h0.is_empty() {
         store_state(a, &b.ds, vld, out.h0);
     }
-}
-
-/// The state before every chunk.
-fn all_states<R: Real>(w: &mut Work<R>, a: &Args<R>, (n, j): (usize, usize)) -> Buf<R> {
-    let seq = &a.seqs[n];
-    let vld = w.values.ld;
-    let size = a.key_dim * vld;
-    let chunks = seq.len.div_ceil(a.chunk);
-    let mut states = Buf::zeros(chunks * size);
-    if chunks > 0 {
-        load_state(a, head_state(a, a.h0, n, j), vld, &mut states);
-    }
-    for c in 0..chunks.saturating_sub(1) {
-        let t0 = c * a.chunk;
-        w.load(a, (seq, j), (t0, a.chunk), false);
-        let (before, after) = states[c * size..].split_at_mut(size);
-        after[..size].copy_from_slice(before);
-        push_state(w, a, a.chunk, &mut after[..size]);
-    }
-    states
 }
 
 /// dV, and the value gate's gradient.
@@ -207,21 +193,23 @@ fn value_gradients<R: Real>(
         panel::mul(w.arch, &b.dv[..n], w.values.y_far(false), &mut b.far[..n]);
     }
     set_diagonal(&mut w.m, w.ldm, len, (!gated).then_some(&w.diag[..]));
-    w.values.finish_y(len, (&w.m, w.ldm), None, &mut b.dv);
+    w.values.finish_y(len, [(&w.m, w.ldm)], None, &mut b.dv);
     if gated && needs.value_gate {
         strict_outputs(w, a, len, first, &mut b.o, false);
         let acc = &mut b.acc[..vld];
         acc.fill(R::ZERO);
         first_state_part(w, a, first, &b.ds, acc);
-        let (x, y) = (&w.values.x[..n], &w.values.y[..n]);
-        let exclusive = a.u.is_some();
-        panel::gate_gradient(w.arch, (x, &b.o), (y, &b.dv), &b.far, exclusive, acc, &mut b.gate[..n]);
+        let x = [(&w.values.x[0].rows[..n], &b.o[..], a.u.is_some()), (&[][..], &[][..], false)];
+        panel::gate_gradient(w.arch, x, (&w.values.y[..n], &b.dv), &b.far, acc, &mut b.gate[..n]);
         store_rows(&b.gate, vld, rows_at(&mut out.gv, t0, len));
     }
+    let rows = rows_at(&mut out.v, t0, len);
     if gated {
-        panel::add_by_row(w.arch, &mut b.dv[..n], &w.values.x[..n], &w.diag[..len], vld);
+        let own = (&w.values.x[0].rows[..n], &w.diag[..len]);
+        panel::store_rows_plus(w.arch, (&b.dv, vld), own, R::ONE, rows);
+    } else {
+        store_rows(&b.dv, vld, rows);
     }
-    store_rows(&b.dv, vld, rows_at(&mut out.v, t0, len));
 }
 
 /// `sum over K of (D S) o dS'` by value channel: what the chunk's first state contributes to the gates of all tokens.
@@ -250,7 +238,7 @@ fn key_gradients<R: Real>(
     let (arch, kld, vld) = (w.arch, w.keys.ld, w.values.ld);
     let n = len * kld;
     transpose(arch, first, vld, a.key_dim, a.value_dim, &mut b.turned, kld);
-    let d = Mat::new(w.values.x_far(false), vld);
+    let d = Mat::new(w.values.x_far(0, false), vld);
     let size = (len, kld, a.value_dim);
     mm_nn(arch, size, d, Mat::new(&b.turned, kld), (&mut b.dq, kld), Store::Set, Extent::Full);
     transpose(arch, &b.ds, vld, a.key_dim, a.value_dim, &mut b.turned, kld);
@@ -261,15 +249,12 @@ fn key_gradients<R: Real>(
     }
     let scalar = w.scalar.as_ref();
     let (from_start, to_end) = (scalar.map(|s| &s.from_start[..]), scalar.map(|s| &s.to_end[..]));
-    w.keys.finish_x(len, (&b.dm, w.ldm), from_start, &mut b.dq);
-    w.keys.finish_y(len, (&b.dm, w.ldm), to_end, &mut b.dk);
+    w.keys.finish_x(0, len, (&b.dm, w.ldm), from_start, &mut b.dq);
+    w.keys.finish_y(len, [(&b.dm, w.ldm)], to_end, &mut b.dk);
     if needs.key_gate {
         key_gate_gradient(w, b, a, (t0, len), first, out);
     }
-    own_key_gradients(w, b, len, out.u);
-    panel::scale(arch, &mut b.dq[..n], a.scale);
-    store_rows(&b.dq, kld, rows_at(&mut out.q, t0, len));
-    store_rows(&b.dk, kld, rows_at(&mut out.k, t0, len));
+    store_key_gradients(w, b, a, (t0, len), out);
 }
 
 /// Gate gradients by channel, and their sums by token for the number gates.
@@ -290,8 +275,8 @@ fn key_gate_gradient<R: Real>(
         Some(s) => b.acc.iter_mut().for_each(|x| *x *= s.total),
         None => panel::mul_assign(arch, &mut b.acc[..kld], &w.keys.total),
     }
-    let (x, y) = ((&w.keys.x[..n], &b.dq[..n]), (&w.keys.y[..n], &b.dk[..n]));
-    panel::gate_gradient(arch, x, y, &b.far, a.u.is_some(), &mut b.acc[..kld], &mut b.gate[..n]);
+    let x = [(&w.keys.x[0].rows[..n], &b.dq[..n], a.u.is_some()), (&[][..], &[][..], false)];
+    panel::gate_gradient(arch, x, (&w.keys.y[..n], &b.dk), &b.far, &mut b.acc[..kld], &mut b.gate[..n]);
     if !out.gk.is_empty() {
         store_rows(&b.gate, kld, rows_at(&mut out.gk, t0, len));
     }
@@ -302,25 +287,31 @@ fn key_gate_gradient<R: Real>(
     }
 }
 
-/// What a token's own value adds: `o_i` holds `(q_i . k_i) v_i`, weighted by the bonus if there is one.
-fn own_key_gradients<R: Real>(w: &Work<R>, b: &mut Back<R>, len: usize, du: &mut [R]) {
+/// Writes dQ and dK with what a token's own value adds: `o_i` holds `(q_i . k_i) v_i`, weighted by the bonus if there is
+/// one.
+fn store_key_gradients<R: Real>(
+    w: &Work<R>,
+    b: &mut Back<R>,
+    a: &Args<R>,
+    (t0, len): (usize, usize),
+    out: &mut GradRows<R>,
+) {
     let (arch, kld) = (w.arch, w.keys.ld);
     let n = len * kld;
-    let (q, k, d) = (&w.keys.x[..n], &w.keys.y[..n], &b.d_diag[..len]);
-    match &w.bonus {
-        None => {
-            panel::add_by_row(arch, &mut b.dq[..n], k, d, kld);
-            panel::add_by_row(arch, &mut b.dk[..n], q, d, kld);
+    let (q, k, d) = (&w.keys.x[0].rows[..n], &w.keys.y[..n], &b.d_diag[..len]);
+    for (panel, from, factor, rows) in [(&b.dq, k, a.scale, &mut out.q), (&b.dk, q, R::ONE, &mut out.k)] {
+        let rows = rows_at(rows, t0, len);
+        let mut other = from;
+        if let Some(u) = &w.bonus {
+            panel::mul_row(arch, from, u, &mut b.gate[..n]);
+            other = &b.gate[..n];
         }
-        Some(u) => {
-            panel::mul_row(arch, k, u, &mut b.gate[..n]);
-            panel::add_by_row(arch, &mut b.dq[..n], &b.gate[..n], d, kld);
-            panel::mul_row(arch, q, u, &mut b.gate[..n]);
-            panel::add_by_row(arch, &mut b.dk[..n], &b.gate[..n], d, kld);
-            for (t, &d) in d.iter().enumerate() {
-                for (i, du) in du.iter_mut().enumerate() {
-                    *du += d * q[t * kld + i] * k[t * kld + i];
-                }
+        panel::store_rows_plus(arch, (panel, kld), (other, d), factor, rows);
+    }
+    if w.bonus.is_some() {
+        for (t, &d) in d.iter().enumerate() {
+            for (i, du) in out.u.iter_mut().enumerate() {
+                *du += d * q[t * kld + i] * k[t * kld + i];
             }
         }
     }

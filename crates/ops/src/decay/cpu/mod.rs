@@ -5,16 +5,11 @@
 
 mod args;
 mod chunk;
-mod exact;
-mod panel;
 mod recurrent;
-mod side;
 mod step;
 mod tasks;
-#[cfg(test)]
-mod tests;
 mod work;
 
 pub use args::{Args, Elements, GradsMut, Seq, Source};
 pub use step::{Step, step};
-pub use tasks::{Path, backward, forward};
+pub use tasks::{Path, backward, forward, saved_len};

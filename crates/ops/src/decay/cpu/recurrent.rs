@@ -7,7 +7,7 @@ use super::args::{Args, Needs, Seq, Source};
 use super::chunk::GradRows;
 use super::step::{Token, advance};
 use super::work::{load_state, store_state};
-use super::{exact, panel};
+use crate::pairs::{exact, panel};
 use crate::simd::{Arch, Buf, Real, exp_in_place, padded};
 
 /// Tokens loaded at once, and between two kept states.

@@ -4,7 +4,7 @@
 use super::args::{Args, GradsMut, Needs, Source};
 use super::chunk::{self, GradRows};
 use super::recurrent;
-use crate::simd::{Arch, Real};
+use crate::simd::{Arch, Real, padded};
 use rayon::prelude::*;
 
 /// Which algorithm runs; the results agree.
@@ -16,23 +16,44 @@ pub enum Path {
     Recurrent,
 }
 
-/// Writes `o [tokens, HV, V]` and, unless `last` is empty, the final states in the layout of `a`.
-pub fn forward<R: Real>(path: Path, a: &Args<R>, o: &mut [R], last: &mut [R]) {
+/// Elements of the states that a chunked forward pass saves for the backward pass: one before every chunk.
+pub fn saved_len<R: Real>(a: &Args<R>) -> usize {
+    a.seqs.iter().map(|s| saved_by_task(a, s.len) * a.value_heads).sum()
+}
+
+fn saved_by_task<R: Real>(a: &Args<R>, len: usize) -> usize {
+    len.div_ceil(a.chunk) * a.key_dim * padded(a.value_dim)
+}
+
+/// Writes `o [tokens, HV, V]` and, unless `last` is empty, the final states in the layout of `a`. The chunked path also
+/// writes [`saved_len`] elements to `save`, unless that is empty.
+pub fn forward<R: Real>(path: Path, a: &Args<R>, o: &mut [R], last: &mut [R], save: &mut [R]) {
     let arch = Arch::new();
     let tasks = a.seqs.len() * a.value_heads;
     let rows = split_rows(o, a, a.value_dim);
     let states = split_states(last, tasks, a.state_len());
-    rows.into_par_iter().zip(states).enumerate().for_each(|(i, (mut rows, last))| {
+    let mut rest = save;
+    let saves: Vec<&mut [R]> =
+        (0..tasks).map(|i| take(&mut rest, saved_by_task(a, a.seqs[i / a.value_heads].len))).collect();
+    rows.into_par_iter().zip(states).zip(saves).enumerate().for_each(|(i, ((mut rows, last), save))| {
         let at = (i / a.value_heads, i % a.value_heads);
         match path {
-            Path::Chunk => chunk::forward(arch, a, at, &mut rows, last),
+            Path::Chunk => chunk::forward(arch, a, at, &mut rows, last, save),
             Path::Recurrent => recurrent::forward(arch, a, at, &mut rows, last),
         }
     });
 }
 
-/// Gradients by all wanted inputs, from those by `o` (`[B, T, HV, V]`) and by the final states.
-pub fn backward<R: Real>(path: Path, a: &Args<R>, d_o: &Source, d_last: Option<&[R]>, grads: GradsMut<R>) {
+/// Gradients by all wanted inputs, from those by `o` (`[B, T, HV, V]`) and by the final states. `saved` is what the
+/// chunked [`forward`] saved (the recurrent path reads none).
+pub fn backward<R: Real>(
+    path: Path,
+    a: &Args<R>,
+    d_o: &Source,
+    d_last: Option<&[R]>,
+    saved: &[R],
+    grads: GradsMut<R>,
+) {
     let arch = Arch::new();
     let (tokens, hv) = (a.tokens(), a.value_heads);
     let tasks = a.seqs.len() * hv;
@@ -68,10 +89,17 @@ pub fn backward<R: Real>(path: Path, a: &Args<R>, d_o: &Source, d_last: Option<&
             h0: take(&mut h0_rest, a.state_len()),
         });
     }
+    let mut rest = saved;
+    let mut states: Vec<&[R]> = Vec::with_capacity(tasks);
+    for i in 0..tasks {
+        let (own, others) = rest.split_at(saved_by_task(a, a.seqs[i / hv].len).min(rest.len()));
+        states.push(own);
+        rest = others;
+    }
     outs.into_par_iter().enumerate().for_each(|(i, mut out)| {
         let at = (i / hv, i % hv);
         match path {
-            Path::Chunk => chunk::backward(arch, a, at, d_o, d_last, needs, &mut out),
+            Path::Chunk => chunk::backward(arch, a, at, d_o, d_last, states[i], needs, &mut out),
             Path::Recurrent => recurrent::backward(arch, a, at, d_o, d_last, needs, &mut out),
         }
     });

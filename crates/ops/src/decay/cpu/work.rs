@@ -1,8 +1,7 @@
 //! Scratch of one task (one sequence and head) of the chunked path, and the loading of a chunk into it.
 
 use super::args::{Args, Seq};
-use super::side::Side;
-use super::{exact, panel};
+use crate::pairs::{Pairs, exact, panel};
 use crate::simd::{Arch, Buf, Real, exp_in_place, padded};
 
 /// Decay by one number a token: the mask `D_ij` over token pairs and the decays to the chunk's edges.
@@ -57,9 +56,9 @@ impl<R: Real> ScalarGate<R> {
 pub(super) struct Work<R> {
     pub arch: Arch,
     /// x = queries (scaled), y = keys.
-    pub keys: Side<R>,
+    pub keys: Pairs<R>,
     /// x = output gradients (backward only), y = values.
-    pub values: Side<R>,
+    pub values: Pairs<R>,
     /// Set when the key side decays by a number a token and no channel gate takes it over.
     pub scalar: Option<ScalarGate<R>>,
     /// Row length of the score matrices.
@@ -77,7 +76,7 @@ impl<R: Real> Work<R> {
     /// Scratch for value head `j`.
     pub fn new(arch: Arch, a: &Args<R>, j: usize) -> Self {
         let exclusive = a.u.is_some();
-        let keys = Side::new(arch, a.chunk, a.key_dim, a.gk.is_some(), exclusive);
+        let keys = Pairs::new(arch, a.chunk, a.key_dim, a.gk.is_some(), [exclusive]);
         let bonus = a.u.map(|u| {
             let mut row = Buf::zeros(keys.ld);
             row[..a.key_dim].copy_from_slice(&u[j / a.group() * a.key_dim..][..a.key_dim]);
@@ -87,7 +86,7 @@ impl<R: Real> Work<R> {
         Work {
             arch,
             keys,
-            values: Side::new(arch, a.chunk, a.value_dim, a.gv.is_some(), exclusive),
+            values: Pairs::new(arch, a.chunk, a.value_dim, a.gv.is_some(), [exclusive]),
             scalar: (a.gk.is_none() && a.has_scalar()).then(|| ScalarGate::new(a.chunk)),
             ldm,
             m: Buf::zeros(a.chunk * ldm),
@@ -105,20 +104,23 @@ impl<R: Real> Work<R> {
         let (kld, vld) = (keys.ld, values.ld);
         let (ksize, vsize) = ((t0, len, a.key_dim), (t0, len, a.value_dim));
         if queries {
-            a.q.load(arch, (seq, hk), ksize, a.scale, (&mut keys.x, kld));
+            a.q.load(arch, (seq, hk), ksize, a.scale, (&mut keys.x[0].rows, kld));
         }
         a.k.load(arch, (seq, hk), ksize, R::ONE, (&mut keys.y, kld));
         a.v.load(arch, (seq, j), vsize, R::ONE, (&mut values.y, vld));
         if let Some(gk) = &a.gk {
-            // The panel held decays of the last chunk: its padding must be 0 again.
-            keys.gate.fill(R::ZERO);
-            gk.load(arch, (seq, a.gk_head(j)), ksize, R::ONE, (&mut keys.gate, kld));
+            clear_padding(&mut keys.decay, kld, a.key_dim);
+            gk.load(arch, (seq, a.gk_head(j)), ksize, R::ONE, (&mut keys.decay, kld));
         }
         if let Some(gv) = &a.gv {
-            values.gate.fill(R::ZERO);
-            gv.load(arch, (seq, j), vsize, R::ONE, (&mut values.gate, vld));
+            clear_padding(&mut values.decay, vld, a.value_dim);
+            gv.load(arch, (seq, j), vsize, R::ONE, (&mut values.decay, vld));
+            exp_in_place(arch, &mut values.decay[..len * vld]);
         }
         self.load_scalar(a, (seq, j), (t0, len));
+        if a.gk.is_some() {
+            exp_in_place(arch, &mut self.keys.decay[..len * kld]);
+        }
         let edges = self.scalar.as_ref().map(|s| (&s.from_start[..], &s.to_end[..]));
         self.keys.prepare(len, edges);
         self.values.prepare(len, None);
@@ -129,7 +131,7 @@ impl<R: Real> Work<R> {
         if !a.has_scalar() {
             return;
         }
-        let mut logs = [R::ZERO; 128];
+        let mut logs = [R::ZERO; 64];
         if let Some(g) = &a.g {
             g.load(self.arch, (seq, j), (t0, len, 1), R::ONE, (&mut logs, 1));
         }
@@ -144,7 +146,7 @@ impl<R: Real> Work<R> {
             Some(_) => {}
             None => {
                 let ld = self.keys.ld;
-                for (row, &g) in self.keys.gate.chunks_mut(ld).zip(&logs[..len]) {
+                for (row, &g) in self.keys.decay.chunks_mut(ld).zip(&logs[..len]) {
                     row.iter_mut().for_each(|v| *v += g);
                 }
             }
@@ -153,19 +155,19 @@ impl<R: Real> Work<R> {
 
     /// `m`: strictly lower scores with all decays; `diag`: the scores of a token with itself.
     pub fn score_keys(&mut self, len: usize) {
-        self.keys.scores(len, &mut self.m, self.ldm);
+        self.keys.scores(0, len, &mut self.m, self.ldm);
         mask_scores(self.arch, self.scalar.as_ref(), len, (&mut self.m, self.ldm));
         let (n, ld) = (len * self.keys.ld, self.keys.ld);
-        let (x, y) = (&self.keys.x[..n], &self.keys.y[..n]);
+        let (x, y) = (&self.keys.x[0].rows[..n], &self.keys.y[..n]);
         exact::row_dots(self.arch, x, y, self.bonus.as_deref(), ld, &mut self.diag);
     }
 
     /// `dm`, `d_diag`: the same for output gradients and values.
     pub fn score_values(&mut self, len: usize, dm: &mut [R], d_diag: &mut [R]) {
-        self.values.scores(len, dm, self.ldm);
+        self.values.scores(0, len, dm, self.ldm);
         mask_scores(self.arch, self.scalar.as_ref(), len, (dm, self.ldm));
         let (n, ld) = (len * self.values.ld, self.values.ld);
-        exact::row_dots(self.arch, &self.values.x[..n], &self.values.y[..n], None, ld, d_diag);
+        exact::row_dots(self.arch, &self.values.x[0].rows[..n], &self.values.y[..n], None, ld, d_diag);
     }
 
     /// `state <- decay of the chunk * state`, rows of V.
@@ -177,6 +179,13 @@ impl<R: Real> Work<R> {
         if let Some(s) = &self.scalar {
             panel::scale(self.arch, state, s.total);
         }
+    }
+}
+
+/// The panel held decays of the last chunk: its padding must be 0 again.
+fn clear_padding<R: Real>(panel: &mut [R], ld: usize, width: usize) {
+    if ld > width {
+        panel.fill(R::ZERO);
     }
 }
 

@@ -6,7 +6,6 @@
 
 mod backward;
 mod chunk;
-mod diagonal;
 mod gradients;
 mod input;
 mod panels;

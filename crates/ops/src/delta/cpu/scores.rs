@@ -5,17 +5,16 @@
 //! - queries and erase keys decayed from the chunk's start, `D(start, t] q_t`,
 //! - keys decayed to its end, `D(s, end] k_s`.
 //!
-//! Every decay is a running product of factors `e^g <= 1`: nothing is divided, no cumulated gate is subtracted and
-//! no positive number is exponentiated, so gates of any strength stay finite and keep their relative accuracy; what
-//! underflows is below the smallest float anyway. With a gate for each channel, the scores of 16 x 16 diagonal
-//! blocks come from keys that decay along; below them the product goes through a reference point between the two
-//! tokens (the start of the row block), where both factors are <= 1.
+//! With a scalar gate every decay is a running product of factors `e^g <= 1`: nothing is divided, no cumulated gate is
+//! subtracted and no positive number is exponentiated, so gates of any strength stay finite and keep their relative
+//! accuracy; what underflows is below the smallest float anyway. With a gate for each channel the work is that of
+//! [`crate::pairs`], which the decay family shares: two readers (queries, erase keys) of one key panel.
 
 use flashlin_tensor::cpu::vectorized;
 
-use super::diagonal::Diagonal;
 use super::panels::{GateKind, Panels, Spec};
-use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, mm_nn, transpose};
+use crate::pairs::Pairs;
+use crate::simd::{Buf, Extent, Mat, PAD, Real, Store, dot, mm_nn, transpose};
 
 /// Score matrices and decayed panels of one chunk.
 pub(crate) struct Scores<R> {
@@ -23,15 +22,13 @@ pub(crate) struct Scores<R> {
     pub a: Buf<R>,
     /// Queries (with scale) over erase keys, decayed from the chunk's start, `[2c, Kp]`.
     pub x: Buf<R>,
-    /// The same decayed from the start of their block of 16 only (per-channel gates), `[2c, Kp]`.
-    pub local: Buf<R>,
     /// Keys decayed to the chunk's end, transposed, `[Kp, c]`.
     pub kt: Buf<R>,
     /// Decay over the whole chunk for each key channel, `[Kp]`.
     pub total: Buf<R>,
-    /// Per-channel gates: decay factors from the start of the block of 16 to each token, `[c, Kp]`.
-    pub into: Buf<R>,
-    /// A running row, `[max(c, Kp)]`.
+    /// Per-channel gates: queries and erase keys against the keys, with the decays between them.
+    pub pairs: Option<Pairs<R, 2>>,
+    /// A running row, `[c]`.
     run: Buf<R>,
     /// Scalar gate: decays to the chunk's end, `[c]`.
     pub suffix: Buf<R>,
@@ -45,11 +42,10 @@ impl<R: Real> Scores<R> {
         Scores {
             a: zeros(2 * c * c),
             x: zeros(2 * c * kp),
-            local: zeros(if channel { 2 * c * kp } else { 0 }),
             kt: zeros(kp * c),
             total: zeros(kp),
-            into: zeros(if channel { c * kp } else { 0 }),
-            run: zeros(c.max(kp)),
+            pairs: channel.then(|| Pairs::new(s.arch, c, s.k, true, [false, s.erase_before_decay])),
+            run: zeros(c),
             suffix: zeros(c),
         }
     }
@@ -121,65 +117,28 @@ impl<R: Real> Scores<R> {
 
     fn channel(&mut self, s: &Spec, p: &Panels<R>) {
         let (c, kp) = (p.c, s.kp());
-        self.local_panels(s, p);
-        let Scores { a, x, local, kt, total, into, .. } = self;
-        total.fill(R::ONE);
-        for i in (0..c).step_by(PAD) {
-            if i > 0 {
-                for half in [0, c] {
-                    let rows = Mat::new(&local[(half + i) * kp..], kp);
-                    let out = (&mut a[(half + i) * c..], c);
-                    mm_nn(s.arch, (PAD, i, kp), rows, Mat::new(kt, c), out, Store::Set, Extent::Full);
-                }
-            }
-            s.arch.dispatch(Diagonal { s, p, i, kt: &mut kt[..], a: &mut a[..] });
-            let whole = &into[(i + PAD - 1) * kp..][..kp];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (row, &e) in kt.chunks_exact_mut(c).zip(whole) {
-                        row[..i].iter_mut().for_each(|k| *k *= e);
-                    }
-                    for half in [0, c] {
-                        for t in half + i..half + i + PAD {
-                            let (src, dst) = (&local[t * kp..][..kp], &mut x[t * kp..][..kp]);
-                            for (d, (&x, &e)) in dst.iter_mut().zip(src.iter().zip(total.iter())) {
-                                *d = x * e;
-                            }
-                        }
-                    }
-                    mul_rows(total, whole, R::ONE);
-                },
-            );
-        }
-    }
-
-    /// Decays from the start of each block of 16, and queries and erase keys with them.
-    fn local_panels(&mut self, s: &Spec, p: &Panels<R>) {
-        let (c, kp) = (p.c, s.kp());
-        let scale = R::from_f64(s.scale);
-        let Scores { local, into, run, .. } = self;
+        let n = c * kp;
+        let Scores { a, x, kt, total, pairs, .. } = self;
+        let Some(pairs) = pairs else { return };
+        let (queries, erase) = p.x[..2 * n].split_at(n);
         vectorized(
             #[inline(always)]
-            || {
-                let run = &mut run[..kp];
-                for t in 0..c {
-                    if t % PAD == 0 {
-                        run.fill(R::ONE);
-                    }
-                    let erase = (&p.x[(c + t) * kp..][..kp], c + t);
-                    if s.erase_before_decay {
-                        product_row(erase.0, run, R::ONE, &mut local[erase.1 * kp..][..kp]);
-                    }
-                    mul_rows(run, &p.decay[t * kp..][..kp], R::ONE);
-                    if !s.erase_before_decay {
-                        product_row(erase.0, run, R::ONE, &mut local[erase.1 * kp..][..kp]);
-                    }
-                    product_row(&p.x[t * kp..][..kp], run, scale, &mut local[t * kp..][..kp]);
-                    into[t * kp..][..kp].copy_from_slice(run);
-                }
-            },
+            || scale_row(queries, R::from_f64(s.scale), &mut pairs.x[0].rows[..n]),
         );
+        pairs.x[1].rows[..n].copy_from_slice(erase);
+        pairs.y[..n].copy_from_slice(&p.k[..n]);
+        pairs.decay[..n].copy_from_slice(&p.decay[..n]);
+        pairs.prepare(c, None);
+        for (i, half) in a[..2 * c * c].chunks_exact_mut(c * c).enumerate() {
+            pairs.scores(i, c, half, c);
+            x[i * n..(i + 1) * n].copy_from_slice(&pairs.x_far(i, false)[..n]);
+        }
+        // A query reads what its own token writes.
+        for t in 0..c {
+            a[t * c + t] = dot(&pairs.x[0].rows[t * kp..][..kp], &p.k[t * kp..][..kp]);
+        }
+        transpose(s.arch, pairs.y_far(false), kp, c, kp, kt, c);
+        total.copy_from_slice(&pairs.total);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Elementwise loops over panels (rows of `ld` numbers, back to back), compiled for the widest instruction set.
 
+use pulp::{Simd, WithSimd};
+
 use crate::simd::{Arch, Real, kernel};
 
 kernel! {
@@ -48,6 +50,20 @@ kernel! {
     ) {
         for ((o, &a), &b) in out.iter_mut().zip(x).zip(y) {
             *o += a * b;
+        }
+    }
+}
+
+kernel! {
+    /// `out = out * scale + x * y`.
+    pub fn mul_add_mul<'a, R>(
+        out: &'a mut [R],
+        scale: &'a [R],
+        x: &'a [R],
+        y: &'a [R],
+    ) {
+        for ((o, &s), (&a, &b)) in out.iter_mut().zip(scale).zip(x.iter().zip(y)) {
+            *o = *o * s + a * b;
         }
     }
 }
@@ -128,84 +144,6 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Sums of `|x|` by column over groups of `group` rows: `out` has one row a group.
-    pub fn abs_sums<'a, R>(
-        x: &'a [R],
-        ld: usize,
-        group: usize,
-        out: &'a mut [R],
-    ) {
-        for (o, rows) in out.chunks_exact_mut(ld).zip(x.chunks(group * ld)) {
-            o.fill(R::ZERO);
-            for row in rows.chunks_exact(ld) {
-                for (o, &v) in o.iter_mut().zip(row) {
-                    *o += v.abs();
-                }
-            }
-        }
-    }
-}
-
-kernel! {
-    /// Running products of the rows of `e` into `pre` (without the row itself when exclusive), and the product of all rows
-    /// into `total`.
-    pub fn prefix_products<'a, R>(
-        e: &'a [R],
-        pre: &'a mut [R],
-        exclusive: bool,
-        total: &'a mut [R],
-    ) {
-        let ld = total.len();
-        total.fill(R::ONE);
-        for (e, pre) in e.chunks_exact(ld).zip(pre.chunks_exact_mut(ld)) {
-            for ((t, &e), p) in total.iter_mut().zip(e).zip(pre) {
-                let next = *t * e;
-                *p = if exclusive { *t } else { next };
-                *t = next;
-            }
-        }
-    }
-}
-
-kernel! {
-    /// `inv = 1 / prefix` for inclusive running products; from exclusive ones, one more row of decay is taken along.
-    pub fn invert<'a, R>(
-        pre: &'a [R],
-        e: &'a [R],
-        exclusive: bool,
-        inv: &'a mut [R],
-    ) {
-        if exclusive {
-            for ((i, &p), &e) in inv.iter_mut().zip(pre).zip(e) {
-                *i = R::ONE / (p * e);
-            }
-        } else {
-            for (i, &p) in inv.iter_mut().zip(pre) {
-                *i = R::ONE / p;
-            }
-        }
-    }
-}
-
-kernel! {
-    /// `suf[t]` = product of the rows of `e` after t; `run` is one row of scratch.
-    pub fn suffix_products<'a, R>(
-        e: &'a [R],
-        suf: &'a mut [R],
-        run: &'a mut [R],
-    ) {
-        let ld = run.len();
-        run.fill(R::ONE);
-        for (e, suf) in e.chunks_exact(ld).zip(suf.chunks_exact_mut(ld)).rev() {
-            for ((r, &e), s) in run.iter_mut().zip(e).zip(suf) {
-                *s = *r;
-                *r *= e;
-            }
-        }
-    }
-}
-
 /// `state[i][j] *= rows[i] * cols[j]`; a missing side is 1.
 pub fn decay_state<R: Real>(arch: Arch, state: &mut [R], ld: usize, rows: Option<&[R]>, cols: Option<&[R]>) {
     if let Some(cols) = cols {
@@ -216,23 +154,24 @@ pub fn decay_state<R: Real>(arch: Arch, state: &mut [R], ld: usize, rows: Option
     }
 }
 
+/// A reader's rows, their gradients, and whether it is exclusive.
+pub type Read<'a, R> = (&'a [R], &'a [R], bool);
+
 kernel! {
-    /// Gradients by a gate from the products of panels with their gradients.
+    /// Gradients by a gate from the products of panels with their gradients; a second reader may be empty.
     ///
-    /// Token t's decay lies between key j and query i when `j < t <= i` (`j < t < i` when exclusive). Pairs within the
-    /// chunk are counted from the last row up: `q dq` of the rows passed minus what `k dk` they hold. Pairs that leave the
-    /// chunk are counted from the first row down: `far` holds `k dk` of what lies after the chunk, and `run` enters with
-    /// the part of the chunk's first state. Neither direction ever subtracts a pair that does not decay, so gradients
+    /// Token t's decay lies between key j and query i when `j < t <= i` (`j < t < i` for an exclusive reader). Pairs within
+    /// the chunk are counted from the last row up: `q dq` of the rows passed minus what `k dk` they hold. Pairs that leave
+    /// the chunk are counted from the first row down: `far` holds `k dk` of what lies after the chunk, and `run` enters
+    /// with the part of the chunk's first state. Neither direction ever subtracts a pair that does not decay, so gradients
     /// through strong decays keep their relative precision.
     pub fn gate_gradient<'a, R>(
-        x: (&'a [R], &'a [R]),
+        x: [Read<'a, R>; 2],
         y: (&'a [R], &'a [R]),
         far: &'a [R],
-        exclusive: bool,
         run: &'a mut [R],
         out: &'a mut [R],
     ) {
-        let ((x, dx), (y, dy)) = (x, y);
         let ld = run.len();
         for (out, far) in out.chunks_exact_mut(ld).zip(far.chunks_exact(ld)) {
             for ((o, &f), r) in out.iter_mut().zip(far).zip(run.iter_mut()) {
@@ -241,16 +180,60 @@ kernel! {
             }
         }
         run.fill(R::ZERO);
+        let [(q, dq, q_after), (p, dp, p_after)] = x;
+        let (y, dy) = y;
         for t in (0..out.len() / ld).rev() {
             let r = t * ld..(t + 1) * ld;
-            let (x, dx, y) = (&x[r.clone()], &dx[r.clone()], &y[r.clone()]);
-            let (dy, far, out) = (&dy[r.clone()], &far[r.clone()], &mut out[r]);
+            let (q, dq, y, dy) = (&q[r.clone()], &dq[r.clone()], &y[r.clone()], &dy[r.clone()]);
+            let far = &far[r.clone()];
+            // Without a second reader the first stands in, counted as zero.
+            let two = !p.is_empty();
+            let (p, dp) = if two { (&p[r.clone()], &dp[r.clone()]) } else { (q, dq) };
+            let out = &mut out[r];
             for c in 0..ld {
-                let q = x[c] * dx[c];
-                let k = y[c] * dy[c] - far[c];
-                let sum = if exclusive { run[c] - k } else { run[c] + (q - k) };
+                let first = q[c] * dq[c];
+                let second = if two { p[c] * dp[c] } else { R::ZERO };
+                let mut with = if q_after { R::ZERO } else { first };
+                with += if p_after { R::ZERO } else { second };
+                let mut later = if q_after { first } else { R::ZERO };
+                later += if p_after { second } else { R::ZERO };
+                let sum = run[c] + (with - (y[c] * dy[c] - far[c]));
                 out[c] += sum;
-                run[c] = if exclusive { sum + q } else { sum };
+                run[c] = sum + later;
+            }
+        }
+    }
+}
+
+/// `rows[t] = (panel_t + other_t w_t) * factor`, for rows that may be narrower than the panels; none when none are wanted.
+pub fn store_rows_plus<R: Real>(
+    arch: Arch,
+    (panel, ld): (&[R], usize),
+    (other, w): (&[R], &[R]),
+    factor: R,
+    rows: &mut [&mut [R]],
+) {
+    arch.dispatch(StoreRowsPlus { panel, ld, other, w, factor, rows });
+}
+
+struct StoreRowsPlus<'p, 'r, 'o, R> {
+    panel: &'p [R],
+    ld: usize,
+    other: &'p [R],
+    w: &'p [R],
+    factor: R,
+    rows: &'r mut [&'o mut [R]],
+}
+
+impl<R: Real> WithSimd for StoreRowsPlus<'_, '_, '_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _set: S) {
+        let panels = self.panel.chunks_exact(self.ld).zip(self.other.chunks_exact(self.ld));
+        for (row, ((x, y), &w)) in self.rows.iter_mut().zip(panels.zip(self.w)) {
+            for (o, (&x, &y)) in row.iter_mut().zip(x.iter().zip(y)) {
+                *o = (x + y * w) * self.factor;
             }
         }
     }
