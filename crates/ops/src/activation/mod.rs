@@ -1,7 +1,9 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 pub(crate) mod functions;
 mod glu;
+pub mod reference;
 mod softplus;
 #[cfg(test)]
 mod tests;

@@ -3,65 +3,11 @@ use flashlin_tensor::{DType, Tensor, Var};
 use super::*;
 use crate::testing::*;
 
-/// The formulas again, written for f64 without sharing code.
-fn by_hand(act: Activation, x: f64) -> f64 {
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    match act {
-        Activation::Relu => x.max(0.0),
-        Activation::Sigmoid => sigmoid(x),
-        Activation::LogSigmoid => -(1.0 + (-x).exp()).ln(),
-        Activation::Silu => x * sigmoid(x),
-        Activation::SqRelu => x.max(0.0).powi(2),
-        Activation::Gelu => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-        }
-        // Phi by the trapezoidal rule.
-        Activation::GeluErf => {
-            let (n, a) = (20_000, -12.0f64.max(-12.0));
-            let h = (x - a) / n as f64;
-            let pdf = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            let inner: f64 = (1..n).map(|i| pdf(a + i as f64 * h)).sum();
-            x * h * (inner + 0.5 * (pdf(a) + pdf(x)))
-        }
-    }
-}
+crate::module_conformance!(elementwise, super::conform::Elementwise);
+crate::module_conformance!(gated, super::conform::Gated);
 
 fn every() -> Vec<Activation> {
     Activation::names().map(|n| n.parse().unwrap()).collect()
-}
-
-#[test]
-fn values_match_the_formulas_in_every_dtype_and_layout() {
-    for act in every() {
-        for d in FLOATS {
-            let x = randn(1, &[3, 5, 40], *d);
-            let want = x.to_f64_vec().unwrap().into_iter().map(|x| by_hand(act, x)).collect();
-            let want = Tensor::from_vec::<f64>(want, x.dims()).unwrap();
-            let tol = if act == Activation::GeluErf { 1e-6 } else { 0.0 };
-            for x in [
-                x.clone(),
-                strided(&x),
-                x.transpose(0, 2).unwrap().contiguous().unwrap().transpose(0, 2).unwrap(),
-            ] {
-                let y = activate(&Var::constant(x), act).unwrap();
-                assert_eq!(y.dtype(), *d);
-                close(&act.to_string(), y.tensor(), &want, tolerance(*d).max(tol));
-            }
-        }
-    }
-}
-
-#[test]
-fn gradients_match_differences() {
-    let (x, u) = (randn(2, &[4, 30], DType::F64), randn(3, &[4, 30], DType::F64));
-    for act in every() {
-        grad_check(&|v| vec![activate(&v[0], act).unwrap()], &[strided(&x)]);
-        grad_check(&|v| vec![glu(&v[0], &v[1], act).unwrap()], &[x.clone(), strided(&u)]);
-    }
-    grad_check(&|v| vec![logsigmoid(&v[0], 16.0).unwrap()], std::slice::from_ref(&x));
-    for (beta, threshold) in [(1.0, 20.0), (2.5, 1.0), (0.3, 20.0)] {
-        grad_check(&|v| vec![softplus(&v[0], beta, threshold).unwrap()], std::slice::from_ref(&x));
-    }
 }
 
 #[test]

@@ -88,14 +88,7 @@ impl Case {
 
     /// Random numbers that belong to a name, rounded to `dtype`.
     pub fn random(&self, name: &str, n: usize, fill: Fill, dtype: DType) -> Vec<f64> {
-        let rng = Philox::named(self.seed, name);
-        let draw = |i: u64| match fill {
-            Fill::Normal(std) => std * rng.normal(i),
-            Fill::Uniform(lo, hi) => lo + (hi - lo) * rng.uniform(i),
-            // Mostly weak with strong ones among them: uniform^3.
-            Fill::LogDecay => -self.strength * rng.uniform(i).powi(3),
-        };
-        (0..n as u64).map(|i| round(draw(i), dtype)).collect()
+        draw(self.seed, name, n, fill, self.strength, dtype)
     }
 
     /// One line for reports.
@@ -116,6 +109,18 @@ impl Case {
             self.strength
         )
     }
+}
+
+/// Random numbers that belong to a seed and a name, rounded to `dtype`.
+pub(super) fn draw(seed: u64, name: &str, n: usize, fill: Fill, strength: f64, dtype: DType) -> Vec<f64> {
+    let rng = Philox::named(seed, name);
+    let one = |i: u64| match fill {
+        Fill::Normal(std) => std * rng.normal(i),
+        Fill::Uniform(lo, hi) => lo + (hi - lo) * rng.uniform(i),
+        // Mostly weak with strong ones among them: uniform^3.
+        Fill::LogDecay => -strength * rng.uniform(i).powi(3),
+    };
+    (0..n as u64).map(|i| round(one(i), dtype)).collect()
 }
 
 /// `x` rounded to what `dtype` can hold.

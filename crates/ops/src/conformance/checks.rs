@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use flashlin_tensor::{DType, Device, Var, poison_outputs};
+use flashlin_tensor::{DType, Device, Var};
 
 use super::case::{Case, Role, Shape};
 use super::compare::{Report, tolerance, tolerance_of_sum};
+use super::oracle::reference_gradients;
 use super::run::{How, Outcome, Vars, all_inputs, execute_as, expected, loss_weights};
-use super::{Outputs, SequenceOp};
+use super::{Outputs, SequenceOp, on_threads, ready};
 use crate::{Error, Mode, PackedSeqs, Result, StateLayout};
 
 /// A check: an operator on a device to what was measured.
@@ -15,6 +16,7 @@ pub type Check = fn(&dyn SequenceOp, &Device) -> Report;
 
 /// All checks by name.
 pub const CHECKS: &[(&str, Check)] = &[
+    ("reference_gradients", reference_gradients),
     ("matches_reference", matches_reference),
     ("strong_decays", strong_decays),
     ("packed_equals_separate", packed_equals_separate),
@@ -45,16 +47,7 @@ impl<'a> Walk<'a> {
         check: &'static str,
         device: &Device,
     ) -> std::result::Result<Self, Report> {
-        let mut report = Report::default();
-        // Results must not rest on zeros that nobody wrote.
-        poison_outputs(true);
-        match device {
-            Device::Cpu => Ok(Walk { op, check, report }),
-            other => {
-                report.fail(op.name(), check, format!("device {other} is not available; available: cpu"));
-                Err(report)
-            }
-        }
+        Ok(Walk { op, check, report: ready(op.name(), check, device)? })
     }
 
     fn label(&self, case: &Case) -> String {
@@ -103,7 +96,7 @@ impl<'a> Walk<'a> {
 }
 
 /// A dense case of one variant.
-fn base(op: &dyn SequenceOp, variant: usize, shape: Shape) -> Case {
+pub(super) fn base(op: &dyn SequenceOp, variant: usize, shape: Shape) -> Case {
     Case {
         variant,
         variant_name: op.variants().get(variant).copied().unwrap_or("?"),
@@ -414,15 +407,10 @@ pub fn threads_agree(op: &dyn SequenceOp, device: &Device) -> Report {
         packed_case(&Case { initial: true, ..base(op, variant, shape) })
     };
     for threads in [1, 2, 3] {
-        let pool = match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-            Ok(pool) => pool,
-            Err(e) => {
-                walk.report.fail(op.name(), "thread pool", e.to_string());
-                continue;
-            }
-        };
         let note = format!(" {threads} threads");
-        same_bits(&mut walk, &note, cases, |case| pool.install(|| execute_as(op, case, How::default())));
+        same_bits(&mut walk, &note, cases, |case| {
+            on_threads(threads, || execute_as(op, case, How::default()))?
+        });
     }
     walk.report
 }

@@ -4,12 +4,54 @@ use flashlin_tensor::{DType, Device, Philox, Result, Tensor, Var};
 
 use super::compare::Report;
 
-/// Compares the gradients of `f` with central differences along random directions, in f64.
+/// Compares gradients with central differences of `loss` along random directions, in f64.
 ///
-/// `inputs` are (name, dims, values); `f` maps their variables to any number of outputs, each weighted by random
-/// numbers. For each input, 4 random unit directions are tried (a wrong gradient escapes one with probability 0): the
-/// report holds one comparison an input, of the directional derivatives, with a tolerance of 1e-6 (the differences
-/// themselves are good to about 1e-9).
+/// For each input, 4 random unit directions are tried (a wrong gradient escapes one with probability 0): the report holds
+/// one comparison an input, of the directional derivatives, with a tolerance of 1e-6 (the differences themselves are good
+/// to about 1e-9).
+///
+/// # Errors
+/// What `loss` reports.
+pub fn differences(
+    label: &str,
+    names: &[&'static str],
+    inputs: &[Vec<f64>],
+    grads: &[Option<Vec<f64>>],
+    loss: impl Fn(&[Vec<f64>]) -> Result<f64>,
+) -> Result<Report> {
+    let mut report = Report::default();
+    if grads.len() != inputs.len() {
+        report.fail(label, "gradients", format!("are {}, expected {}", grads.len(), inputs.len()));
+        return Ok(report);
+    }
+    for (i, (name, grad)) in names.iter().zip(grads).enumerate() {
+        let Some(grad) = grad.as_ref().filter(|g| g.len() == inputs[i].len()) else {
+            report.fail(label, name, "has no gradient of its shape");
+            continue;
+        };
+        let (mut analytic, mut numeric) = (Vec::new(), Vec::new());
+        for d in 0..4 {
+            let rng = Philox::new(12 + d, i as u64);
+            let mut direction: Vec<f64> = (0..grad.len() as u64).map(|j| rng.normal(j)).collect();
+            let norm = direction.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-300);
+            direction.iter_mut().for_each(|x| *x /= norm);
+            let step = 1e-4;
+            // Richardson: (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h is right up to h^4.
+            let at = |scale: f64| {
+                let mut moved = inputs.to_vec();
+                moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += scale * step * d);
+                loss(&moved)
+            };
+            numeric.push((8.0 * (at(1.0)? - at(-1.0)?) - (at(2.0)? - at(-2.0)?)) / (12.0 * step));
+            analytic.push(grad.iter().zip(&direction).map(|(g, d)| g * d).sum());
+        }
+        report.compare(label, &format!("d_{name}"), &analytic, &numeric, 1e-6);
+    }
+    Ok(report)
+}
+
+/// As [`differences`], for a function of variables: `inputs` are (name, dims, values), `f` maps their variables to any
+/// number of outputs, each weighted by random numbers.
 ///
 /// # Errors
 /// What `f` or the backward reports.
@@ -38,32 +80,10 @@ pub fn grad_check(
     let roots = outs.iter().enumerate().map(|(k, o)| Ok((o, weights(k, o)?))).collect::<Result<Vec<_>>>()?;
     let grads = Var::backward_with(roots)?;
 
-    let mut report = Report::default();
-    for (i, (input, var)) in inputs.iter().zip(&vars).enumerate() {
-        let Some(grad) = grads.get(var) else {
-            report.fail(name, input.0, "has no gradient");
-            continue;
-        };
-        let grad = grad.to_f64_vec()?;
-        let (mut analytic, mut numeric) = (Vec::new(), Vec::new());
-        for d in 0..4 {
-            let rng = Philox::new(12 + d, i as u64);
-            let mut direction: Vec<f64> = (0..grad.len() as u64).map(|j| rng.normal(j)).collect();
-            let norm = direction.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-300);
-            direction.iter_mut().for_each(|x| *x /= norm);
-            let step = 1e-4;
-            // Richardson: (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h is right up to h^4.
-            let at = |scale: f64| {
-                let mut moved = base.clone();
-                moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += scale * step * d);
-                loss(&moved)
-            };
-            numeric.push((8.0 * (at(1.0)? - at(-1.0)?) - (at(2.0)? - at(-2.0)?)) / (12.0 * step));
-            analytic.push(grad.iter().zip(&direction).map(|(g, d)| g * d).sum());
-        }
-        report.compare(name, &format!("d_{}", input.0), &analytic, &numeric, 1e-6);
-    }
-    Ok(report)
+    let of = |var: &Var| grads.get(var).map(Tensor::to_f64_vec).transpose();
+    let grads = vars.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let names: Vec<&'static str> = inputs.iter().map(|i| i.0).collect();
+    differences(name, &names, &base, &grads, loss)
 }
 
 #[cfg(test)]

@@ -10,10 +10,13 @@
 //! ```
 //!
 //! makes one `#[test]` a check, in a module of that name. [`verify`] runs all of them and returns what was measured.
+//! An operator without a recurrence implements [`ModuleOp`] instead, and `crate::module_conformance!` makes its tests.
+//! Either gets a line in [`ENTRIES`], which says what it stands for in the registry.
 //!
 //! # What is checked
 //! | check | statement |
 //! |---|---|
+//! | [`reference_gradients`] | the backward of the f64 reference equals finite differences of its forward |
 //! | [`matches_reference`] | every mode, chunk size, variant and shape (HV != H, K != V, odd dims), T in {0, 1, C-1, C, C+1, 3C+7}, dense: output, final state and all gradients equal the f64 reference; outputs start as NaN |
 //! | [`strong_decays`] | the same with decays down to -20 a step (finite and exact) |
 //! | [`packed_equals_separate`] | packed sequences, empty ones among them, equal the reference run one by one |
@@ -30,8 +33,13 @@
 mod case;
 mod checks;
 mod compare;
+mod entries;
 mod grad_check;
+mod module;
+mod oracle;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use case::{Arrays, Case, Fill, Input, Role, Shape};
 pub use checks::{
@@ -39,10 +47,36 @@ pub use checks::{
     packed_equals_separate, split_continues, strong_decays, threads_agree, verify, views_agree,
 };
 pub use compare::{Finding, Report, relative_l2, tolerance, tolerance_of_sum};
-pub use grad_check::grad_check;
+pub use entries::{ENTRIES, Entry, Subject};
+pub use grad_check::{differences, grad_check};
+pub use module::{MODULE_CHECKS, ModuleCheck, ModuleInput, ModuleOp};
+pub use oracle::reference_gradients;
 pub use run::{Outcome, Outputs, Vars, execute};
 
-use crate::{Mode, Result, StateLayout};
+use flashlin_tensor::{Device, poison_outputs};
+
+use crate::{Error, Mode, Result, StateLayout};
+
+/// An empty report for a check on a device, or one that says why the device cannot be used. From here on outputs start
+/// as NaN: results must not rest on zeros that nobody wrote.
+fn ready(op: &str, check: &str, device: &Device) -> std::result::Result<Report, Report> {
+    let mut report = Report::default();
+    poison_outputs(true);
+    match device {
+        Device::Cpu => Ok(report),
+        other => {
+            report.fail(op, check, format!("device {other} is not available; available: cpu"));
+            Err(report)
+        }
+    }
+}
+
+/// `f` on a pool of `threads` threads.
+fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::invalid("conformance", "thread pool", e.to_string()))?;
+    Ok(pool.install(f))
+}
 
 /// An operator as the suite sees it.
 pub trait SequenceOp: Sync {
@@ -95,7 +129,7 @@ macro_rules! conformance {
             #[allow(unused_imports)]
             use super::*;
 
-            $crate::conformance!(@tests $op, matches_reference strong_decays packed_equals_separate split_continues
+            $crate::conformance!(@tests $op, reference_gradients matches_reference strong_decays packed_equals_separate split_continues
                 layouts_agree views_agree threads_agree one_gradient_at_a_time low_precision);
         }
     };
@@ -104,6 +138,30 @@ macro_rules! conformance {
             #[test]
             fn $check() {
                 $crate::conformance::$check(&$op, &flashlin_tensor::Device::Cpu).assert();
+            }
+        )*
+    };
+}
+
+/// One `#[test]` a check of the suite for a [`ModuleOp`], on the CPU: `module_conformance!(module_name, OP);`.
+#[macro_export]
+macro_rules! module_conformance {
+    ($module:ident, $op:expr) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::module_conformance!(@tests $op, reference_gradients matches_reference views_agree threads_agree
+                one_gradient_at_a_time);
+        }
+    };
+    (@tests $op:expr, $($check:ident)*) => {
+        $(
+            #[test]
+            fn $check() {
+                let checks = $crate::conformance::MODULE_CHECKS;
+                let (_, check) = checks.iter().find(|c| c.0 == stringify!($check)).expect("a check of the suite");
+                check(&$op, &flashlin_tensor::Device::Cpu).assert();
             }
         )*
     };

@@ -68,12 +68,13 @@ pub(super) fn all_inputs(op: &dyn SequenceOp, case: &Case) -> (Vec<Input>, Array
 
 /// Random weights of output and final state in the loss, non-zero and exact in their dtypes.
 pub(super) fn loss_weights(case: &Case, o: usize, state: usize) -> (Vec<f64>, Vec<f64>) {
-    let away = |x: f64| if x < 0.0 { x - 0.25 } else { x + 0.25 };
-    let draw = |name, n, dtype| {
-        let x = case.random(name, n, Fill::Normal(1.0), DType::F64);
-        x.into_iter().map(|x| round(away(x), dtype)).collect()
-    };
+    let draw = |name, n, dtype| away_from_zero(case.random(name, n, Fill::Normal(1.0), DType::F64), dtype);
     (draw("loss weights of o", o, case.dtype), draw("loss weights of the state", state, case.accumulator()))
+}
+
+/// Numbers moved away from zero by a quarter, rounded to `dtype`.
+pub(super) fn away_from_zero(x: Vec<f64>, dtype: DType) -> Vec<f64> {
+    x.into_iter().map(|x| round(if x < 0.0 { x - 0.25 } else { x + 0.25 }, dtype)).collect()
 }
 
 /// Swaps the last two dimensions of `[.., rows, cols]`.
@@ -85,12 +86,12 @@ pub(super) fn turned(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     x.chunks(rows * cols).flat_map(one).collect()
 }
 
-fn tensor(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
+pub(super) fn tensor(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
     Tensor::from_slice(values, dims)?.to_dtype(dtype)
 }
 
 /// `values` as a slice of a tensor whose last dimension is wider by `pad`, surrounded by NaN.
-fn with_gaps(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
+pub(super) fn with_gaps(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
     let last = dims.len() - 1;
     let mut edge = dims.to_vec();
     edge[last] = 3;

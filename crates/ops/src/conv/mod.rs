@@ -1,7 +1,9 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 mod cpu;
 mod cuda;
+pub mod reference;
 mod step;
 #[cfg(test)]
 mod tests;

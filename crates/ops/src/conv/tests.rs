@@ -3,111 +3,7 @@ use flashlin_tensor::{DType, Device, Tensor, Var};
 use super::*;
 use crate::testing::*;
 
-struct Case {
-    lens: Vec<usize>,
-    d: usize,
-    w: usize,
-    silu: bool,
-    bias: bool,
-    residual: bool,
-    state: bool,
-}
-
-fn case(lens: &[usize], d: usize, w: usize, bits: u8) -> Case {
-    let bit = |i: u8| bits >> i & 1 == 1;
-    Case { lens: lens.to_vec(), d, w, silu: bit(0), bias: bit(1), residual: bit(2), state: bit(3) }
-}
-
-impl Case {
-    fn inputs(&self, d: DType) -> Vec<Tensor> {
-        let total = self.lens.iter().sum();
-        vec![
-            randn(1, &[1, total, self.d], d),
-            randn(2, &[self.d, 1, self.w], d),
-            randn(3, &[self.d], d),
-            randn(4, &[1, total, self.d], d),
-            randn(5, &[self.lens.len(), self.d, self.w], d),
-        ]
-    }
-
-    fn run(&self, v: &[Var]) -> Vec<Var> {
-        let seqs = PackedSeqs::from_lens(&self.lens);
-        let out = short_conv(&ConvArgs {
-            bias: self.bias.then_some(&v[2]),
-            activation: self.silu.then_some(Activation::Silu),
-            residual: self.residual.then_some(&v[3]),
-            initial_state: self.state.then_some(&v[4]),
-            seqs: Some(&seqs),
-            final_state: true,
-            ..ConvArgs::new(&v[0], &v[1])
-        })
-        .unwrap();
-        vec![out.y, out.final_state.unwrap()]
-    }
-
-    /// Output and final state in f64 from the definition, one token at a time with a list of past inputs.
-    fn expected(&self, t: &[Tensor]) -> (Vec<f64>, Vec<f64>) {
-        let [x, w, b, r, s] = [0, 1, 2, 3, 4].map(|i| t[i].to_f64_vec().unwrap());
-        let (d, taps) = (self.d, self.w);
-        let (mut y, mut last) = (vec![0.0; x.len()], vec![0.0; s.len()]);
-        let mut start = 0;
-        for (n, &len) in self.lens.iter().enumerate() {
-            for c in 0..d {
-                let at = (n * d + c) * taps;
-                let mut past: Vec<f64> = if self.state { s[at..at + taps].to_vec() } else { vec![0.0; taps] };
-                for t in start..start + len {
-                    past.push(x[t * d + c]);
-                    let z: f64 =
-                        past[past.len() - taps..].iter().zip(&w[c * taps..]).map(|(a, b)| a * b).sum();
-                    let z = z + if self.bias { b[c] } else { 0.0 };
-                    let z = if self.silu { z / (1.0 + (-z).exp()) } else { z };
-                    y[t * d + c] = z + if self.residual { r[t * d + c] } else { 0.0 };
-                }
-                last[at..at + taps].copy_from_slice(&past[past.len() - taps..]);
-            }
-            start += len;
-        }
-        (y, last)
-    }
-}
-
-fn cases() -> Vec<Case> {
-    vec![
-        case(&[70, 0, 3, 1, 64, 65], 9, 4, 0b1111),
-        case(&[5, 2, 0, 1], 130, 4, 0b1001),
-        case(&[9], 3, 1, 0b1110),
-        case(&[1, 2, 3, 7, 0], 5, 3, 0b1011),
-        case(&[4, 6], 8, 2, 0b0001),
-        case(&[3, 12], 4, 7, 0b1101),
-        case(&[0, 0], 4, 4, 0b1111),
-        case(&[], 4, 4, 0b0011),
-    ]
-}
-
-#[test]
-fn matches_the_definition_in_every_dtype() {
-    for c in cases() {
-        for d in [DType::F64, DType::F32, DType::BF16, DType::F16] {
-            let t = c.inputs(d);
-            let (y, last) = c.expected(&t);
-            let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
-            let out = c.run(&v);
-            assert_eq!(out[0].dtype(), d);
-            close("y", out[0].tensor(), &Tensor::from_vec(y.clone(), t[0].dims()).unwrap(), tolerance(d));
-            close("state", out[1].tensor(), &Tensor::from_vec(last, t[4].dims()).unwrap(), 0.0);
-            let v: Vec<Var> =
-                t.iter().map(|t| Var::constant(if t.rank() == 3 { strided(t) } else { t.clone() })).collect();
-            close("strided", c.run(&v)[0].tensor(), &Tensor::from_vec(y, t[0].dims()).unwrap(), tolerance(d));
-        }
-    }
-}
-
-#[test]
-fn gradients_match_differences() {
-    for c in cases() {
-        grad_check(&|v| c.run(v), &c.inputs(DType::F64));
-    }
-}
+crate::module_conformance!(suite, super::conform::Conformance);
 
 #[test]
 fn a_split_sequence_continues_from_its_state() {
@@ -187,16 +83,4 @@ fn wrong_arguments_are_named() {
         let e = conv_step(&step, &mut pool, &mut out).unwrap_err().to_string();
         assert!(e.contains(word), "{e}");
     }
-}
-
-#[test]
-fn bits_do_not_depend_on_threads() {
-    let c = case(&[200, 130], 40, 4, 0b1111);
-    let t = c.inputs(DType::F32);
-    same_bits_on_any_threads(|| {
-        let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
-        let mut all: Vec<Tensor> = c.run(&v).into_iter().map(Var::into_tensor).collect();
-        all.extend(gradients(&|v| c.run(v), &t));
-        all
-    });
 }

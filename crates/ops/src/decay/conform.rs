@@ -3,19 +3,27 @@
 use std::collections::BTreeMap;
 
 use super::reference;
-use super::{DecayArgs, decay_attention};
+use super::{
+    DecayArgs, decay_attention, gla, lightning_attn, linear_attn, retention, rwkv6, simple_gla, ssd,
+};
 use crate::conformance::{Arrays, Case, Fill, Input, Outcome, Outputs, SequenceOp, Vars};
+use flashlin_tensor::DType;
+
 use crate::{RecurrentState, Result};
 
 /// [`decay_attention`] with every combination of gates that a model uses, and the rest of the kinds.
 #[derive(Clone, Copy, Debug)]
 pub struct Conformance;
 
-/// Variant name, and the optional inputs it has (`gk/h`: gk with the heads of q).
+/// Variant name, and the optional inputs it has (`gk/h`: gk with the heads of q). A variant that has an operator's name is
+/// run through that operator.
 const VARIANTS: &[(&str, &[&str])] = &[
     ("linear_attn", &[]),
-    ("retention", &["g_gamma"]),
+    ("retention", &[]),
+    ("lightning_attn", &[]),
+    ("constant", &["g_gamma"]),
     ("simple_gla", &["g"]),
+    ("ssd", &["g"]),
     ("gla", &["gk"]),
     ("gla grouped", &["gk/h"]),
     ("gla kv", &["gk", "gv"]),
@@ -30,7 +38,26 @@ const VARIANTS: &[(&str, &[&str])] = &[
 /// Factor on q in the suite: not the default, so that a forgotten scale shows.
 const SCALE: f64 = 0.3;
 
+/// Layer and layers of lightning attention.
+const LAYER: (usize, usize) = (1, 4);
+
 impl Conformance {
+    /// The decay that an operator fixes for its heads, from the papers' formulas.
+    fn fixed_decay(case: &Case) -> Option<Vec<f64>> {
+        let heads = case.shape.hv;
+        // As the operator rounds it.
+        let rounded = |g: f64| if case.accumulator() == DType::F64 { g } else { g as f32 as f64 };
+        let of = |f: &dyn Fn(f64) -> f64| Some((0..heads).map(|h| rounded(f(h as f64))).collect());
+        match VARIANTS[case.variant].0 {
+            "retention" => of(&|h| (1.0 - 2f64.powf(-5.0 - h)).ln()),
+            "lightning_attn" => {
+                let rest = 1.0 - LAYER.0 as f64 / LAYER.1 as f64;
+                of(&|h| -8.0 * h / heads as f64 * rest)
+            }
+            _ => None,
+        }
+    }
+
     fn has(case: &Case, input: &str) -> bool {
         VARIANTS[case.variant].1.contains(&input)
     }
@@ -77,7 +104,7 @@ impl SequenceOp for Conformance {
     fn run(&self, case: &Case, vars: &Vars) -> Result<Outputs> {
         let state = |v: &flashlin_tensor::Var| RecurrentState { value: v.clone(), layout: case.layout };
         let initial = vars.find("initial_state").map(state);
-        let out = decay_attention(DecayArgs {
+        let args = DecayArgs {
             g: vars.find("g"),
             g_gamma: vars.find("g_gamma"),
             gk: vars.find("gk"),
@@ -91,12 +118,22 @@ impl SequenceOp for Conformance {
             mode: case.mode,
             chunk_size: case.chunk_size,
             ..DecayArgs::new(vars.get("q"), vars.get("k"), vars.get("v"))
-        })?;
+        };
+        let out = match VARIANTS[case.variant].0 {
+            "linear_attn" => linear_attn(args),
+            "retention" => retention(args),
+            "lightning_attn" => lightning_attn(args, LAYER.0, LAYER.1),
+            "simple_gla" => simple_gla(args),
+            "gla" => gla(args),
+            "rwkv6" => rwkv6(args),
+            "ssd" => ssd(args),
+            _ => decay_attention(args),
+        }?;
         Ok(Outputs { o: out.o, state: out.final_state.map(|s| s.value) })
     }
 
     fn reference(&self, case: &Case, x: &Arrays, d_o: &[f64], d_state: &[f64]) -> Outcome {
-        let spans = case.spans();
+        let (spans, fixed) = (case.spans(), Self::fixed_decay(case));
         let inputs = reference::Inputs {
             seqs: &spans,
             heads: case.shape.h,
@@ -108,7 +145,7 @@ impl SequenceOp for Conformance {
             k: x.get("k"),
             v: x.get("v"),
             g: x.find("g"),
-            g_gamma: x.find("g_gamma"),
+            g_gamma: x.find("g_gamma").or(fixed.as_deref()),
             gk: x.find("gk"),
             gv: x.find("gv"),
             u: x.find("bonus"),
@@ -117,7 +154,8 @@ impl SequenceOp for Conformance {
         let (o, state) = reference::forward(&inputs);
         let g = reference::backward(&inputs, d_o, Some(d_state));
         let mut grads = BTreeMap::from([("q", g.q), ("k", g.k), ("v", g.v)]);
-        let optional = [("g", g.g), ("g_gamma", g.g_gamma), ("gk", g.gk), ("gv", g.gv), ("bonus", g.u)];
+        let g_gamma = g.g_gamma.filter(|_| fixed.is_none());
+        let optional = [("g", g.g), ("g_gamma", g_gamma), ("gk", g.gk), ("gv", g.gv), ("bonus", g.u)];
         grads.extend(optional.into_iter().filter_map(|(name, grad)| Some((name, grad?))));
         if inputs.h0.is_some() {
             grads.insert("initial_state", g.h0);

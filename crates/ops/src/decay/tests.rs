@@ -1,100 +1,13 @@
-use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Philox, Tensor, Var};
+use flashlin_tensor::{DType, Device, Philox, Tensor, Var};
 
 use super::*;
-use crate::conformance::{Report, grad_check, relative_l2, tolerance};
-use crate::{Mode, PackedSeqs, RecurrentState, Result, StateLayout};
+use crate::conformance::{Report, relative_l2, tolerance};
+use crate::{Mode, PackedSeqs, RecurrentState, StateLayout};
 
 crate::conformance!(suite, super::Conformance);
 
 fn randn(stream: u64, dims: &[usize]) -> Var {
     Var::leaf(Philox::new(3, stream).randn(0.0, 1.0, dims, DType::F32, &Device::Cpu).unwrap())
-}
-
-/// The reference as a differentiable op, so that finite differences can check its backward.
-struct ReferenceOp {
-    tensors: Vec<Vec<f64>>,
-    dims: Vec<Vec<usize>>,
-}
-
-const SEQS: [(usize, usize); 3] = [(0, 3), (3, 0), (3, 4)];
-
-impl ReferenceOp {
-    fn inputs(&self) -> reference::Inputs<'_, f64> {
-        let t = &self.tensors;
-        reference::Inputs {
-            seqs: &SEQS,
-            heads: 2,
-            value_heads: 4,
-            key_dim: 3,
-            value_dim: 2,
-            scale: 0.7,
-            q: &t[0],
-            k: &t[1],
-            v: &t[2],
-            g: Some(&t[3]),
-            g_gamma: Some(&t[4]),
-            gk: Some(&t[5]),
-            gv: Some(&t[6]),
-            h0: Some(&t[7]),
-            u: t.get(8).map(Vec::as_slice),
-        }
-    }
-}
-
-impl Backward for ReferenceOp {
-    fn backward(
-        self: Box<Self>,
-        ctx: &mut BackwardCtx<'_>,
-        mut grads: Vec<Option<Tensor>>,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let (d_o, d_s) = (ctx.or_zeros(0, &mut grads)?, ctx.or_zeros(1, &mut grads)?);
-        let g = reference::backward(&self.inputs(), &d_o.to_f64_vec()?, Some(&d_s.to_f64_vec()?));
-        let all = [Some(g.q), Some(g.k), Some(g.v), g.g, g.g_gamma, g.gk, g.gv, Some(g.h0), g.u];
-        let pairs = all.into_iter().flatten().zip(&self.dims);
-        pairs.map(|(g, dims)| Ok(Some(Tensor::from_vec(g, dims)?))).collect()
-    }
-}
-
-#[test]
-fn reference_gradients_equal_finite_differences() {
-    for bonus in [false, true] {
-        for gk_heads in [2, 4] {
-            let mut dims: Vec<(&'static str, Vec<usize>)> = vec![
-                ("q", vec![7, 2, 3]),
-                ("k", vec![7, 2, 3]),
-                ("v", vec![7, 4, 2]),
-                ("g", vec![7, 4]),
-                ("g_gamma", vec![4]),
-                ("gk", vec![7, gk_heads, 3]),
-                ("gv", vec![7, 4, 2]),
-                ("h0", vec![3, 4, 3, 2]),
-            ];
-            if bonus {
-                dims.push(("u", vec![2, 3]));
-            }
-            let data: Vec<Vec<f64>> = dims
-                .iter()
-                .enumerate()
-                .map(|(i, (name, d))| {
-                    let rng = Philox::new(5, i as u64);
-                    let x = |j| if name.starts_with('g') { -rng.uniform(j) } else { rng.normal(j) };
-                    (0..d.iter().product::<usize>() as u64).map(x).collect()
-                })
-                .collect();
-            let inputs: Vec<_> = dims.iter().zip(&data).map(|((n, d), x)| (*n, &d[..], &x[..])).collect();
-            let report = grad_check("decay reference", &inputs, |vars| {
-                let op = ReferenceOp {
-                    tensors: vars.iter().map(|v| v.tensor().to_f64_vec()).collect::<Result<_>>()?,
-                    dims: vars.iter().map(|v| v.dims().to_vec()).collect(),
-                };
-                let (o, s) = reference::forward(&op.inputs());
-                let outputs = vec![Tensor::from_vec(o, &[7, 4, 2])?, Tensor::from_vec(s, &[3, 4, 3, 2])?];
-                let refs: Vec<&Var> = vars.iter().collect();
-                Ok(Var::from_op("reference", &refs, outputs, || Box::new(op)))
-            });
-            report.unwrap().assert();
-        }
-    }
 }
 
 /// A second definition, written from the papers' parallel form: `O = (Q K^T o D) V` with `D` explicit.

@@ -8,8 +8,9 @@ use flashlin_tensor::Result;
 use super::reference::{self, Dims, Gate, Problem};
 use super::{DeltaArgs, DeltaGate, EraseOrder, GateActivation, delta_rule};
 use crate::RecurrentState;
+use crate::activation::reference::sigmoid;
 use crate::conformance::{Arrays, Case, Fill, Input, Outcome, Outputs, SequenceOp, Vars};
-use crate::gate::{DecayGate, formulas};
+use crate::gate::{DecayGate, reference as gate};
 
 /// The delta family for the conformance suite.
 #[derive(Clone, Copy, Debug)]
@@ -234,12 +235,8 @@ impl Activated {
                     }
                 }
             }
-            beta.iter_mut().for_each(|b| *b = formulas::beta(*b, factor));
-            let (a, bias) = (array("a_log"), array("dt_bias"));
-            for (i, g) in g.iter_mut().enumerate() {
-                let j = i % bias.len();
-                *g = formula.value(*g + bias[j], a[j / per_head].exp());
-            }
+            beta.iter_mut().for_each(|b| *b = factor * sigmoid(*b));
+            g = gate::forward(&gate_inputs(formula, case.shape.hv, per_head, x));
         }
         Activated {
             q,
@@ -267,22 +264,19 @@ impl Activated {
         }
         let factor = if v.neg { 2.0 } else { 1.0 };
         if let Some(grad) = grads.get_mut("beta") {
-            grad.iter_mut().zip(x.get("beta")).for_each(|(g, &b)| *g *= formulas::beta_derivative(b, factor));
+            let slope = |b: f64| factor * sigmoid(b) * (1.0 - sigmoid(b));
+            grad.iter_mut().zip(x.get("beta")).for_each(|(g, &b)| *g *= slope(b));
         }
-        let (mut d_a, mut d_bias) = (vec![0.0; self.hv], vec![0.0; self.hv * self.per_head]);
-        if let Some(grad) = grads.get_mut("g") {
-            let (logits, a, bias) = (x.get("g"), x.get("a_log"), x.get("dt_bias"));
-            for (i, g) in grad.iter_mut().enumerate() {
-                let j = i % bias.len();
-                let (by_x, by_a) = formula.derivatives(logits[i] + bias[j], a[j / self.per_head].exp());
-                d_a[j / self.per_head] += *g * by_a;
-                *g *= by_x;
-                d_bias[j] += *g;
-            }
-        }
-        grads.insert("a_log", d_a);
-        grads.insert("dt_bias", d_bias);
+        let inputs = gate_inputs(formula, self.hv, self.per_head, x);
+        let by_gate = gate::backward(&inputs, &grads.remove("g").unwrap_or_default());
+        grads.extend([("g", by_gate.x), ("a_log", by_gate.a_log), ("dt_bias", by_gate.dt_bias)]);
     }
+}
+
+/// The logits and parameters of the gate that the kernel computes.
+fn gate_inputs(formula: DecayGate, heads: usize, per_head: usize, x: &Arrays) -> gate::Inputs<'_, f64> {
+    let (a_log, dt_bias) = (x.find("a_log"), x.find("dt_bias"));
+    gate::Inputs { formula, heads, per_head, x: x.get("g"), a_log, dt_bias }
 }
 
 fn norm(row: &[f64]) -> f64 {

@@ -1,7 +1,6 @@
 //! Tests of the family.
 
 mod api;
-mod kernels;
 mod step;
 
 crate::conformance!(suite, crate::delta::Conformance);

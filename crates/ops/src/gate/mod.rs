@@ -1,8 +1,10 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 mod decay_gate;
 pub mod formulas;
 mod log_sigmoid;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 

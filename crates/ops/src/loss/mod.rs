@@ -1,9 +1,11 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 mod cuda;
 mod labels;
 mod linear;
 mod plain;
+pub mod reference;
 mod rows;
 #[cfg(test)]
 mod tests;

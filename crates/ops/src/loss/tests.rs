@@ -3,84 +3,14 @@ use flashlin_tensor::{DType, Tensor, Var};
 use super::*;
 use crate::{PackedSeqs, testing::*};
 
+crate::module_conformance!(plain, super::conform::Plain);
+crate::module_conformance!(linear, super::conform::Linear);
+
 const N: usize = 7;
 const V: usize = 37;
 
-fn options() -> Vec<LossOptions> {
-    let d = LossOptions::default();
-    vec![
-        d,
-        LossOptions { reduction: Reduction::Sum, label_smoothing: 0.1, ..d },
-        LossOptions { lse_square_scale: 0.02, logit_scale: 0.7, ..d },
-        LossOptions { logit_softcapping: Some(2.0), label_smoothing: 0.3, lse_square_scale: 0.1, ..d },
-        LossOptions { logit_softcapping: Some(1.5), logit_scale: 2.0, reduction: Reduction::Sum, ..d },
-        LossOptions { ignore_index: 5, label_smoothing: 1.0, ..d },
-    ]
-}
-
 fn labels(o: &LossOptions) -> Vec<i64> {
     vec![3, o.ignore_index, 0, 36, 12, o.ignore_index, 12]
-}
-
-/// Losses of tokens in f64 from the definition.
-fn by_hand(logits: &[f64], labels: &[i64], o: &LossOptions) -> Vec<f64> {
-    let row = |(x, &y): (&[f64], &i64)| {
-        if y == o.ignore_index {
-            return 0.0;
-        }
-        let l: Vec<f64> = x
-            .iter()
-            .map(|x| o.logit_softcapping.map_or(x * o.logit_scale, |c| c * (x * o.logit_scale / c).tanh()))
-            .collect();
-        let lse = l.iter().map(|l| l.exp()).sum::<f64>().ln();
-        // Cross entropy against the smoothed distribution, term by term.
-        let target = |i: usize| {
-            o.label_smoothing / V as f64 + if i == y as usize { 1.0 - o.label_smoothing } else { 0.0 }
-        };
-        let ce: f64 = l.iter().enumerate().map(|(i, l)| -target(i) * (l - lse)).sum();
-        ce + o.lse_square_scale * lse * lse
-    };
-    logits.chunks(V).zip(labels).map(row).collect()
-}
-
-fn reduced(losses: &[f64], labels: &[i64], o: &LossOptions) -> f64 {
-    let n = labels.iter().filter(|&&l| l != o.ignore_index).count();
-    losses.iter().sum::<f64>() / if o.reduction == Reduction::Mean { n as f64 } else { 1.0 }
-}
-
-#[test]
-fn values_match_the_definition_in_every_dtype() {
-    for o in options() {
-        for d in FLOATS {
-            let x = randn(1, &[N, V], *d);
-            let y = labels(&o);
-            let want = by_hand(&x.to_f64_vec().unwrap(), &y, &o);
-            let yt = Tensor::from_vec(y.clone(), &[N]).unwrap();
-            let out = cross_entropy(&Var::constant(x.clone()), &yt, &o).unwrap();
-            assert_eq!((out.count, out.loss.dtype()), (5, if *d == DType::F64 { *d } else { DType::F32 }));
-            let got = out.loss.tensor().to_scalar().unwrap();
-            assert!((got - reduced(&want, &y, &o)).abs() < 1e-5 * got.abs().max(1.0), "{o:?}: {got}");
-            let each = LossOptions { reduction: Reduction::None, ..o };
-            let each = cross_entropy(&Var::constant(x), &yt, &each).unwrap();
-            close("each", each.loss.tensor(), &Tensor::from_vec(want, &[N]).unwrap(), 1e-5);
-        }
-    }
-}
-
-#[test]
-fn gradients_match_differences() {
-    let (x, w, b) =
-        (randn(1, &[1, N, 9], DType::F64), randn(2, &[V, 9], DType::F64), randn(3, &[V], DType::F64));
-    let logits = randn(4, &[1, N, V], DType::F64);
-    for o in options() {
-        let y = Tensor::from_vec(labels(&o), &[1, N]).unwrap();
-        grad_check(&|v| vec![cross_entropy(&v[0], &y, &o).unwrap().loss], std::slice::from_ref(&logits));
-        let each = LossOptions { reduction: Reduction::None, ..o };
-        grad_check(&|v| vec![cross_entropy(&v[0], &y, &each).unwrap().loss], std::slice::from_ref(&logits));
-        let linear = |v: &[Var]| vec![linear_cross_entropy(&v[0], &v[1], v.get(2), &y, &o).unwrap().loss];
-        grad_check(&linear, &[x.clone(), w.clone()]);
-        grad_check(&linear, &[x.clone(), w.clone(), b.clone()]);
-    }
 }
 
 /// Several blocks of tokens (1024 each for this vocabulary), all dtypes, with the l2 warp.

@@ -1,7 +1,9 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 mod cpu;
 mod forms;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 

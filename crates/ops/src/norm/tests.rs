@@ -3,138 +3,19 @@ use flashlin_tensor::{DType, Tensor, Var};
 use super::*;
 use crate::testing::*;
 
-/// One row in f64, straight from the definition.
+crate::module_conformance!(suite, super::conform::Conformance);
+
+/// Rows of 39 numbers normalised by the reference.
 fn by_hand(kind: NormKind, groups: usize, eps: f64, x: &[f64]) -> Vec<f64> {
-    let size = x.len() / groups;
-    let group = |u: &[f64]| -> Vec<f64> {
-        let n = u.len() as f64;
-        let mean = if kind == NormKind::Layer { u.iter().sum::<f64>() / n } else { 0.0 };
-        let squares: f64 = u.iter().map(|x| (x - mean).powi(2)).sum();
-        let root = (if kind == NormKind::L2 { squares } else { squares / n } + eps).sqrt();
-        u.iter().map(|x| (x - mean) / root).collect()
-    };
-    x.chunks(size).flat_map(group).collect()
+    let spec = reference::Spec { kind, groups, eps, gate: None, width: 39 };
+    let inputs = reference::Inputs { x, weight: None, bias: None, residual: None, gate: None };
+    reference::forward(&spec, &inputs).0
 }
 
-struct Case {
-    kind: NormKind,
-    groups: usize,
-    gate: Option<(Activation, bool)>,
-    affine: bool,
-    residual: bool,
-}
-
-fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
-    for kind in [NormKind::Rms, NormKind::Layer, NormKind::L2] {
-        for gate in [
-            None,
-            Some((Activation::Silu, false)),
-            Some((Activation::Sigmoid, false)),
-            Some((Activation::Silu, true)),
-        ] {
-            for (groups, affine, residual) in
-                [(1, true, false), (3, true, true), (1, false, true), (3, false, false)]
-            {
-                all.push(Case { kind, groups, gate, affine, residual });
-            }
-        }
-    }
-    all
-}
-
-/// Inputs x, weight, bias, residual, gate; D = 39 covers a tail in the lanes.
+/// Inputs x, weight, bias, residual, gate.
 fn inputs(d: DType) -> Vec<Tensor> {
     let dims = [2, 5, 39];
     vec![randn(1, &dims, d), randn(2, &[39], d), randn(3, &[39], d), randn(4, &dims, d), randn(5, &dims, d)]
-}
-
-fn run(c: &Case, v: &[Var]) -> Vec<Var> {
-    let gate = c.gate.map(|(activation, before_norm)| Gate { value: &v[4], activation, before_norm });
-    let out = norm(&NormArgs {
-        weight: c.affine.then_some(&v[1]),
-        bias: c.affine.then_some(&v[2]),
-        residual: c.residual.then_some(&v[3]),
-        gate,
-        kind: c.kind,
-        groups: c.groups,
-        eps: 1e-3,
-        prenorm: c.residual,
-        ..NormArgs::new(&v[0])
-    })
-    .unwrap();
-    [Some(out.y), out.residual].into_iter().flatten().collect()
-}
-
-fn expected(c: &Case, t: &[Tensor]) -> Tensor {
-    let act = |g: f64| match c.gate {
-        None => 1.0,
-        Some((Activation::Sigmoid, _)) => 1.0 / (1.0 + (-g).exp()),
-        Some(_) => g / (1.0 + (-g).exp()),
-    };
-    let before = c.gate.is_some_and(|g| g.1);
-    let [x, w, b, r, g] = [0, 1, 2, 3, 4].map(|i| t[i].to_f64_vec().unwrap());
-    let mut out = Vec::new();
-    for row in 0..x.len() / 39 {
-        let at = |i: usize| row * 39 + i;
-        let u: Vec<f64> = (0..39)
-            .map(|i| {
-                let u = x[at(i)] + if c.residual { r[at(i)] } else { 0.0 };
-                if before { u * act(g[at(i)]) } else { u }
-            })
-            .collect();
-        for (i, xhat) in by_hand(c.kind, c.groups, 1e-3, &u).into_iter().enumerate() {
-            let y = if c.affine { xhat * w[i] + b[i] } else { xhat };
-            out.push(if before { y } else { y * act(g[at(i)]) });
-        }
-    }
-    Tensor::from_vec(out, t[0].dims()).unwrap()
-}
-
-#[test]
-fn every_form_matches_its_definition_in_every_dtype() {
-    for c in cases() {
-        for d in [DType::F64, DType::F32, DType::BF16, DType::F16] {
-            let t = inputs(d);
-            let want = expected(&c, &t);
-            let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
-            close("norm", run(&c, &v)[0].tensor(), &want, tolerance(d));
-            let v: Vec<Var> = t.iter().map(strided).map(Var::constant).collect();
-            close("strided", run(&c, &v)[0].tensor(), &want, tolerance(d));
-        }
-    }
-}
-
-#[test]
-fn gradients_match_differences() {
-    for c in cases() {
-        grad_check(&|v| run(&c, v), &inputs(DType::F64));
-    }
-    // Without prenorm, with only some inputs tracked.
-    let t = inputs(DType::F64);
-    let r = Var::constant(t[3].clone());
-    let f = |v: &[Var]| {
-        vec![norm(&NormArgs { residual: Some(&r), weight: Some(&v[1]), ..NormArgs::new(&v[0]) }).unwrap().y]
-    };
-    grad_check(&f, &t[..2]);
-    grad_check(
-        &|v| vec![rms_norm_linear(&v[0], Some(&v[1]), &v[2], None, 1e-5).unwrap()],
-        &[t[0].clone(), t[1].clone(), randn(9, &[7, 39], DType::F64)],
-    );
-}
-
-#[test]
-fn low_precision_gradients_follow_f64() {
-    for c in cases() {
-        for (d, tol) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
-            let t = inputs(d);
-            let wide: Vec<Tensor> = t.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
-            let f = |v: &[Var]| run(&c, v).into_iter().map(|v| v.to_dtype(DType::F64).unwrap()).collect();
-            for (a, b) in gradients(&f, &t).iter().zip(gradients(&f, &wide)) {
-                close("gradient", a, &b, tol);
-            }
-        }
-    }
 }
 
 #[test]
@@ -164,10 +45,8 @@ fn named_forms_are_the_general_one() {
     let t = inputs(DType::F64);
     let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
     let x = t[0].to_f64_vec().unwrap();
-    let rows = |kind, groups, eps| {
-        let y = x.chunks(39).flat_map(|r| by_hand(kind, groups, eps, r)).collect();
-        Tensor::from_vec::<f64>(y, &[2, 5, 39]).unwrap()
-    };
+    let rows =
+        |kind, groups, eps| Tensor::from_vec::<f64>(by_hand(kind, groups, eps, &x), &[2, 5, 39]).unwrap();
     let g = t[4].silu().unwrap();
     close("rms", rms_norm(&v[0], None, 1e-5).unwrap().tensor(), &rows(NormKind::Rms, 1, 1e-5), 1e-13);
     close(
@@ -203,10 +82,4 @@ fn empty_rows_zeros_and_wrong_shapes() {
     assert!(group_norm(&zero, None, None, 3, true, 1e-5).unwrap_err().to_string().contains("groups"));
     let e = rms_norm_gated(&zero, &zero, None, Activation::Relu, 1e-5).unwrap_err().to_string();
     assert!(e.contains("relu") && e.contains("sigmoid"), "{e}");
-}
-
-#[test]
-fn bits_do_not_depend_on_threads() {
-    let t = [randn(1, &[700, 96], DType::F32), randn(2, &[96], DType::F32)];
-    same_bits_on_any_threads(|| gradients(&|v| vec![rms_norm(&v[0], Some(&v[1]), 1e-5).unwrap()], &t));
 }

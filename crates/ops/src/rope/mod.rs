@@ -1,6 +1,8 @@
 #![doc = include_str!("README.md")]
 
+pub(crate) mod conform;
 mod cpu;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 

@@ -3,73 +3,11 @@ use flashlin_tensor::{DType, Tensor, Var};
 use super::*;
 use crate::testing::*;
 
-/// The rotation in f64, element by element.
-fn by_hand(x: &Tensor, dim: usize, base: f64, interleaved: bool, position: impl Fn(usize) -> f64) -> Tensor {
-    let [b, t, h, d] = x.dims_n::<4>("test", "x").unwrap();
-    let v = x.to_f64_vec().unwrap();
-    let mut y = v.clone();
-    for (token, head) in (0..b * t).flat_map(|token| (0..h).map(move |head| (token, head))) {
-        let at = (token * h + head) * d;
-        for i in 0..dim / 2 {
-            let angle = position(token) / base.powf(2.0 * i as f64 / dim as f64);
-            let (p, q) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + dim / 2) };
-            y[at + p] = v[at + p] * angle.cos() - v[at + q] * angle.sin();
-            y[at + q] = v[at + p] * angle.sin() + v[at + q] * angle.cos();
-        }
-    }
-    Tensor::from_vec(y, x.dims()).unwrap()
-}
+crate::module_conformance!(suite, super::conform::Conformance);
 
 fn rotate(r: &Rotary, x: &Tensor, at: Positions) -> Tensor {
     let x = Var::constant(x.clone());
     r.apply(&x, &x, at).unwrap().0.into_tensor()
-}
-
-#[test]
-fn matches_the_definition() {
-    for d in [DType::F64, DType::F32, DType::BF16, DType::F16] {
-        for (dim, width, interleaved) in [(16, 16, false), (16, 16, true), (6, 17, false), (6, 17, true)] {
-            let x = randn(1, &[2, 9, 3, width], d);
-            let r = Rotary::new(dim, 10_000.0).unwrap().interleaved(interleaved);
-            let want = by_hand(&x, dim, 10_000.0, interleaved, |t| (t % 9) as f64);
-            // f64 inputs are turned by f32 angles.
-            close("rope", &rotate(&r, &x, Positions::default()), &want, tolerance(d).max(1e-7));
-            close("strided", &rotate(&r, &strided(&x), Positions::default()), &want, tolerance(d).max(1e-7));
-        }
-    }
-}
-
-#[test]
-fn offsets_and_packed_sequences_set_positions() {
-    let r = Rotary::new(8, 500.0).unwrap();
-    let x = randn(2, &[2, 4, 1, 8], DType::F64);
-    let at = Positions { offset: Offset::Each(&[5, -3]), ..Positions::default() };
-    let want = by_hand(&x, 8, 500.0, false, |t| [5.0, -3.0][t / 4] + (t % 4) as f64);
-    close("each", &rotate(&r, &x, at), &want, 1e-6);
-    let want = by_hand(&x, 8, 500.0, false, |t| 1000.0 + (t % 4) as f64);
-    close("same", &rotate(&r, &x, Positions { offset: Offset::Same(1000), ..at }), &want, 1e-4);
-    let packed = x.reshape(&[1, 8, 1, 8]).unwrap();
-    let seqs = PackedSeqs::from_lens(&[3, 0, 5]);
-    let at = Positions { offset: Offset::Each(&[0, 9, 2]), seqs: Some(&seqs), max_len: None };
-    let want = by_hand(&packed, 8, 500.0, false, |t| if t < 3 { t as f64 } else { t as f64 - 1.0 });
-    close("packed", &rotate(&r, &packed, at), &want, 1e-6);
-}
-
-#[test]
-fn gradients_match_differences() {
-    let (q, k) = (randn(1, &[2, 5, 2, 10], DType::F64), randn(2, &[2, 5, 1, 10], DType::F64));
-    for interleaved in [false, true] {
-        let plain = Rotary::new(6, 100.0).unwrap().interleaved(interleaved);
-        let xpos = Rotary::new(6, 100.0).unwrap().interleaved(interleaved).scale_base(8.0).unwrap();
-        for r in [plain, xpos] {
-            let f = |v: &[Var]| {
-                let at = Positions { offset: Offset::Each(&[2, -1]), ..Positions::default() };
-                let (q, k) = r.apply(&v[0], &v[1], at).unwrap();
-                vec![q, k]
-            };
-            grad_check(&f, &[q.clone(), k.clone()]);
-        }
-    }
 }
 
 /// q . k of every pair of tokens, which may depend on the distance only.

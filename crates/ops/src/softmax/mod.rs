@@ -2,11 +2,13 @@
 
 mod backward;
 mod cache;
+pub(crate) mod conform;
 mod direct;
 mod forward;
 mod maps;
 mod panels;
 mod plan;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 

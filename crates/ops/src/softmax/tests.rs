@@ -1,183 +1,22 @@
 use flashlin_tensor::{DType, Device, Tensor, Var};
 
 use super::*;
+use crate::conformance::ModuleOp;
 use crate::testing::*;
 
-#[derive(Clone)]
-struct Case {
-    /// (queries, keys) of each sequence
-    seqs: Vec<(usize, usize)>,
-    hq: usize,
-    h: usize,
-    k: usize,
-    v: usize,
-    causal: bool,
-    window: Option<usize>,
-    decay: bool,
-}
-
-fn case(seqs: &[(usize, usize)], heads: (usize, usize), dims: (usize, usize)) -> Case {
-    Case {
-        seqs: seqs.to_vec(),
-        hq: heads.0,
-        h: heads.1,
-        k: dims.0,
-        v: dims.1,
-        causal: true,
-        window: None,
-        decay: false,
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let long = [(70, 70), (0, 0), (1, 1), (64, 64), (65, 130), (3, 200), (5, 0), (0, 4), (9, 6)];
-    let short = [(1, 90), (4, 4), (0, 7), (2, 1), (3, 0), (1, 1500)];
-    let mut all = vec![
-        case(&long, (2, 2), (16, 16)),
-        case(&long, (4, 2), (19, 7)),
-        case(&short, (2, 2), (16, 16)),
-        case(&short, (6, 2), (5, 33)),
-        case(&[(700, 700)], (1, 1), (8, 8)),
-        case(&[], (2, 1), (8, 8)),
-    ];
-    let extra: Vec<Case> = all[..4]
-        .iter()
-        .flat_map(|c| {
-            [
-                Case { window: Some(1), ..c.clone() },
-                Case { window: Some(50), decay: true, ..c.clone() },
-                Case { causal: false, ..c.clone() },
-                Case { decay: true, ..c.clone() },
-            ]
-        })
-        .collect();
-    all.extend(extra);
-    all
-}
-
-impl Case {
-    fn inputs(&self, d: DType) -> Vec<Tensor> {
-        let (tq, tk) = self.seqs.iter().fold((0, 0), |a, s| (a.0 + s.0, a.1 + s.1));
-        let g = randn(4, &[1, tk, self.hq], DType::F64).abs().unwrap().affine(-0.1, 0.0).unwrap();
-        vec![
-            randn(1, &[1, tq, self.hq, self.k], d),
-            randn(2, &[1, tk, self.h, self.k], d),
-            randn(3, &[1, tk, self.h, self.v], d),
-            g.to_dtype(d).unwrap(),
-        ]
-    }
-
-    fn run(&self, v: &[Var], maps: bool) -> AttentionOutput {
-        let lens = |f: fn(&(usize, usize)) -> usize| {
-            PackedSeqs::from_lens(&self.seqs.iter().map(f).collect::<Vec<_>>())
-        };
-        let (q, k) = (lens(|s| s.0), lens(|s| s.1));
-        attention(&AttentionArgs {
-            decay: self.decay.then(|| &v[3]),
-            causal: self.causal,
-            window: self.window,
-            seqs: Some(&q),
-            kv_seqs: Some(&k),
-            maps,
-            ..AttentionArgs::new(&v[0], &v[1], &v[2])
-        })
-        .unwrap()
-    }
-
-    /// Output and maps in f64 by the definition: scores, mask, softmax, one query at a time.
-    fn expected(&self, t: &[Tensor]) -> (Vec<f64>, Vec<f64>) {
-        let [q, k, v, g] = [0, 1, 2, 3].map(|i| t[i].to_f64_vec().unwrap());
-        let (tq, tk) = (t[0].dim(1), t[1].dim(1));
-        let (mut o, mut maps) = (vec![0.0; tq * self.hq * self.v], vec![0.0; self.hq * tq * tk]);
-        let (mut q0, mut k0) = (0, 0);
-        for &(nq, nk) in &self.seqs {
-            for (i, h) in (0..nq).flat_map(|i| (0..self.hq).map(move |h| (i, h))) {
-                let place = i as i64 + nk as i64 - nq as i64;
-                let kh = h / (self.hq / self.h);
-                let score = |j: usize| -> Option<f64> {
-                    let away = place - j as i64;
-                    if self.causal && (away < 0 || self.window.is_some_and(|w| away >= w as i64)) {
-                        return None;
-                    }
-                    let dot: f64 = (0..self.k)
-                        .map(|d| {
-                            q[((q0 + i) * self.hq + h) * self.k + d]
-                                * k[((k0 + j) * self.h + kh) * self.k + d]
-                        })
-                        .sum();
-                    // With g, every token after the key up to the query decays; before it they add up the other way.
-                    let between =
-                        |a: i64, b: i64| -> f64 { (a..b).map(|s| g[(k0 + s as usize) * self.hq + h]).sum() };
-                    let bias = match (self.decay, j as i64 <= place) {
-                        (false, _) => 0.0,
-                        (true, true) => between(j as i64 + 1, place + 1),
-                        (true, false) => -between(place + 1, j as i64 + 1),
-                    };
-                    Some(dot / (self.k as f64).sqrt() + bias)
-                };
-                let scores: Vec<Option<f64>> = (0..nk).map(score).collect();
-                let total: f64 = scores.iter().flatten().map(|s| s.exp()).sum();
-                for (j, s) in scores.iter().enumerate() {
-                    let Some(s) = s else { continue };
-                    let p = s.exp() / total;
-                    maps[(h * tq + q0 + i) * tk + k0 + j] = p;
-                    for d in 0..self.v {
-                        o[((q0 + i) * self.hq + h) * self.v + d] +=
-                            p * v[((k0 + j) * self.h + kh) * self.v + d];
-                    }
-                }
-            }
-            (q0, k0) = (q0 + nq, k0 + nk);
-        }
-        (o, maps)
-    }
-}
+crate::module_conformance!(suite, super::conform::Conformance);
 
 #[test]
-fn matches_the_definition_in_every_dtype() {
-    for c in cases() {
-        for d in [DType::F64, DType::F32, DType::BF16, DType::F16] {
-            let t = c.inputs(d);
-            let (o, maps) = c.expected(&t);
-            let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
-            let out = c.run(&v, true);
-            let dims = [1, t[0].dim(1), c.hq, c.v];
-            close("o", out.o.tensor(), &Tensor::from_vec(o.clone(), &dims).unwrap(), tolerance(d));
-            let dims = [1, c.hq, t[0].dim(1), t[1].dim(1)];
-            close("maps", &out.maps.unwrap(), &Tensor::from_vec(maps, &dims).unwrap(), 1e-5);
-            let v: Vec<Var> = t.iter().map(strided).map(Var::constant).collect();
-            let strided = c.run(&v, false).o;
-            close("strided", strided.tensor(), out.o.tensor(), 0.0);
-        }
-    }
-}
-
-#[test]
-fn gradients_match_differences() {
-    for c in cases() {
-        let t = c.inputs(DType::F64);
-        let n = if c.decay { 4 } else { 3 };
-        let rest = t[3].clone();
-        let f = |v: &[Var]| {
-            let mut v = v.to_vec();
-            v.push(Var::constant(rest.clone()));
-            vec![c.run(&v, false).o]
-        };
-        grad_check(&f, &t[..n]);
-    }
-}
-
-#[test]
-fn low_precision_gradients_follow_f64() {
-    for c in cases().into_iter().take(5) {
-        for (d, tol) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
-            let t = c.inputs(d)[..3].to_vec();
-            let wide: Vec<Tensor> = t.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
-            let f = |v: &[Var]| vec![c.run(v, false).o.to_dtype(DType::F64).unwrap()];
-            for (a, b) in gradients(&f, &t).iter().zip(gradients(&f, &wide)) {
-                close("gradient", a, &b, tol);
-            }
-        }
+fn attention_maps_are_the_probabilities() {
+    for (case, v) in conform::variants().iter().enumerate() {
+        let inputs = conform::Conformance.inputs(case);
+        let t: Vec<Tensor> =
+            inputs.iter().enumerate().map(|(i, x)| randn(i as u64, &x.dims, DType::F64)).collect();
+        let x: Vec<Vec<f64>> = t.iter().map(|t| t.to_f64_vec().unwrap()).collect();
+        let vars: Vec<Var> = t.into_iter().map(Var::constant).collect();
+        let maps = v.run(&vars, true).unwrap().maps.unwrap().to_f64_vec().unwrap();
+        let d = relative_l2(&maps, &reference::forward(&v.arrays(&x)).1);
+        assert!(d < crate::conformance::tolerance(DType::F64), "{v:?}: {d}");
     }
 }
 
@@ -261,11 +100,19 @@ fn gradients_reach_a_padded_cache() {
     let lens = [70, 3];
     let f = |v: &[Var]| {
         let args = AttentionArgs { kv_lens: Some(&lens), ..AttentionArgs::new(&v[0], &v[1], &v[2]) };
-        vec![attention(&args).unwrap().o]
+        Ok(vec![attention(&args)?.o])
     };
-    let kv = |s| randn(s, &[2, 80, 1, 4], DType::F64);
-    grad_check(&f, &[randn(1, &[2, 6, 1, 4], DType::F64), kv(2), kv(3)]);
-    grad_check(&f, &[randn(1, &[2, 2, 1, 4], DType::F64), kv(2), kv(3)]);
+    for queries in [6, 2] {
+        let dims = [[2, queries, 1, 4], [2, 80, 1, 4], [2, 80, 1, 4]];
+        let x: Vec<Vec<f64>> =
+            (1u64..).zip(&dims).map(|(s, d)| randn(s, d, DType::F64).to_f64_vec().unwrap()).collect();
+        let inputs: Vec<(&str, &[usize], &[f64])> = ["q", "k", "v"]
+            .into_iter()
+            .zip(dims.iter().zip(&x))
+            .map(|(n, (d, x))| (n, &d[..], &x[..]))
+            .collect();
+        crate::conformance::grad_check("cache", &inputs, f).unwrap().assert();
+    }
 }
 
 #[test]
@@ -317,12 +164,12 @@ fn wrong_arguments_are_named() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let c = Case { decay: true, ..case(&[(700, 700), (1, 1), (90, 200)], (4, 2), (16, 16)) };
-    let t = c.inputs(DType::F32);
+    let t = [randn(1, &[1, 700, 4, 16], DType::F32), randn(2, &[1, 700, 2, 16], DType::F32)];
     same_bits_on_any_threads(|| {
-        let mut all = gradients(&|v| vec![c.run(v, false).o], &t);
+        let f = |v: &[Var]| vec![attention(&AttentionArgs::new(&v[0], &v[1], &v[1])).unwrap().o];
+        let mut all = gradients(&f, &t);
         let v: Vec<Var> = t.iter().cloned().map(Var::constant).collect();
-        all.push(c.run(&v, false).o.into_tensor());
+        all.push(f(&v)[0].tensor().clone());
         all
     });
 }
