@@ -1,7 +1,12 @@
 //! `flashlin verify-ops`: the conformance suite of the operators, from the binary.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
-use flashlin_ops::conformance::{CHECKS, SequenceOp};
+use flashlin_ops::{
+    conformance::{ENTRIES, Entry, Report},
+    find_op,
+};
 use serde::Serialize;
 
 use crate::{
@@ -10,26 +15,30 @@ use crate::{
     table::Table,
 };
 
-/// Check the sequence operators against their f64 references on this machine (the conformance suite)
+/// Check the operators against their f64 references on this machine (the conformance suite)
 #[derive(Debug, Args)]
 pub struct VerifyOps {
-    /// Families to check [default: all]
-    families: Vec<String>,
+    /// Operators or families to check, as `flashlin ops` names them [default: all]
+    ops: Vec<String>,
     /// Where to compute
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Run only this check
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(CHECKS.iter().map(|(name, _)| *name)))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(check_names()))]
     check: Option<String>,
 }
 
-/// What has a suite.
-const SUITES: &[&dyn SequenceOp] = &[&flashlin_ops::decay::Conformance, &flashlin_ops::delta::Conformance];
+/// The names of all checks, each once.
+fn check_names() -> BTreeSet<&'static str> {
+    ENTRIES.iter().flat_map(Entry::checks).collect()
+}
 
 /// Result of one check.
 #[derive(Serialize)]
 struct Row {
-    family: &'static str,
+    suite: &'static str,
+    /// Registry entries that the suite stands for.
+    ops: &'static [&'static str],
     check: &'static str,
     comparisons: usize,
     failed: usize,
@@ -38,43 +47,99 @@ struct Row {
     failures: Vec<String>,
 }
 
+impl Row {
+    fn new(entry: &Entry, check: &'static str, report: &Report) -> Self {
+        let failures: Vec<String> = report.failures().map(ToString::to_string).collect();
+        Row {
+            suite: entry.name(),
+            ops: entry.ops,
+            check,
+            comparisons: report.findings.len(),
+            failed: failures.len(),
+            worst: report.worst().filter(|f| f.tolerance > 0.0).map(|f| f.error / f.tolerance),
+            failures,
+        }
+    }
+
+    /// A check that compared nothing has shown nothing.
+    fn passed(&self) -> bool {
+        self.failed == 0 && self.comparisons > 0
+    }
+}
+
 impl VerifyOps {
     pub fn run(self, ctx: &Context) -> anyhow::Result<()> {
         let device = super::parse_device(&self.device)?;
-        let names: Vec<_> = SUITES.iter().map(|op| op.name()).collect();
-        if let Some(name) = self.families.iter().find(|f| !names.contains(&f.as_str())) {
-            let message = format!("there is no suite `{name}`");
-            return Err(Failure::usage(message).hint(format!("suites: {}", names.join(", "))).into());
-        }
         let mut rows = Vec::new();
-        let chosen =
-            |op: &&&dyn SequenceOp| self.families.is_empty() || self.families.iter().any(|f| f == op.name());
-        for op in SUITES.iter().filter(chosen) {
-            for (name, check) in
-                CHECKS.iter().filter(|(name, _)| self.check.as_deref().is_none_or(|c| c == *name))
-            {
-                tracing::info!("{}: {name}", op.name());
-                let report = check(*op, &device);
-                let failures: Vec<String> = report.failures().map(ToString::to_string).collect();
-                let worst = report.worst().filter(|f| f.tolerance > 0.0).map(|f| f.error / f.tolerance);
-                let (comparisons, failed) = (report.findings.len(), failures.len());
-                rows.push(Row { family: op.name(), check: name, comparisons, failed, worst, failures });
+        for entry in self.chosen()? {
+            let checks = entry.checks();
+            let wanted = |name: &&&str| self.check.as_deref().is_none_or(|c| c == **name);
+            for name in checks.iter().filter(wanted) {
+                tracing::info!("{}: {name}", entry.name());
+                let report = entry.run(name, &device).unwrap_or_default();
+                rows.push(Row::new(entry, name, &report));
             }
         }
-        // A check that compared nothing has shown nothing.
-        let pass = rows.iter().all(|r| r.failed == 0 && r.comparisons > 0);
-        ctx.out.rows(&rows, |rows| {
-            let mut table =
-                Table::new(&["family", "check", "comparisons", "failed", "worst error / tolerance"]);
-            for r in rows {
-                let worst = r.worst.map_or(String::new(), |w| format!("{w:.2}"));
-                table.row([r.family, r.check, &r.comparisons.to_string(), &r.failed.to_string(), &worst]);
-            }
-            table
-        })?;
+        ctx.out.rows(&rows, table)?;
         if !ctx.out.json {
             rows.iter().flat_map(|r| &r.failures).take(20).try_for_each(|f| ctx.out.line(f))?;
         }
-        if pass { Ok(()) } else { Err(NotPassed.into()) }
+        if !rows.is_empty() && rows.iter().all(Row::passed) { Ok(()) } else { Err(NotPassed.into()) }
+    }
+
+    /// The suites that are asked for.
+    fn chosen(&self) -> anyhow::Result<Vec<&'static Entry>> {
+        let known = |name: &&String| !ENTRIES.iter().any(|e| e.answers_to(name));
+        if let Some(name) = self.ops.iter().find(known) {
+            let names: Vec<_> = ENTRIES.iter().map(Entry::name).collect();
+            let message = match find_op(name) {
+                Some(_) => format!("`{name}` has no conformance suite"),
+                None => format!("there is no operator or family `{name}`"),
+            };
+            return Err(Failure::usage(message).hint(format!("suites: {}", names.join(", "))).into());
+        }
+        let wanted = |e: &&Entry| self.ops.is_empty() || self.ops.iter().any(|name| e.answers_to(name));
+        Ok(ENTRIES.iter().filter(wanted).collect())
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table =
+        Table::new(&["suite", "operators", "check", "comparisons", "failed", "worst error / tolerance"]);
+    for r in rows {
+        let worst = r.worst.map_or(String::new(), |w| format!("{w:.2}"));
+        let (comparisons, failed) = (r.comparisons.to_string(), r.failed.to_string());
+        table.row([r.suite, &r.ops.join(" "), r.check, &comparisons, &failed, &worst]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_passes_only_with_comparisons_and_without_failures() {
+        let entry = &ENTRIES[0];
+        let mut report = Report::default();
+        assert!(!Row::new(entry, "check", &report).passed(), "nothing was compared");
+        report.compare("case", "o", &[1.0, 2.0], &[1.0, 2.0], 1e-6);
+        assert!(Row::new(entry, "check", &report).passed());
+        report.compare("case", "d_q", &[1.01, 2.0], &[1.0, 2.0], 1e-6);
+        let row = Row::new(entry, "check", &report);
+        assert!(!row.passed() && row.failures[0].contains("d_q"), "{:?}", row.failures);
+    }
+
+    #[test]
+    fn operators_and_families_choose_their_suites() {
+        let chosen = |names: &[&str]| {
+            let ops = names.iter().map(ToString::to_string).collect();
+            let all = VerifyOps { ops, device: "cpu".into(), check: None }.chosen();
+            all.map(|all| all.iter().map(|e| e.name()).collect::<Vec<_>>())
+        };
+        assert_eq!(chosen(&[]).unwrap().len(), ENTRIES.len());
+        assert_eq!(chosen(&["gla"]).unwrap(), ["decay"]);
+        assert_eq!(chosen(&["loss", "rope"]).unwrap(), ["rope", "cross_entropy", "linear_cross_entropy"]);
+        assert!(chosen(&["glaa"]).unwrap_err().to_string().contains("`glaa`"));
     }
 }
