@@ -4,10 +4,12 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flashlin_ops::{
-    activation::swiglu,
+    activation::{Activation, activate, softplus, swiglu},
     conv::{ConvArgs, short_conv},
-    loss::{LossOptions, linear_cross_entropy},
-    norm::rms_norm,
+    gate::{DecayGate, DecayGateArgs, decay_gate, log_sigmoid_gate},
+    loss::{LossOptions, cross_entropy, linear_cross_entropy},
+    norm::{group_norm, layer_norm, rms_norm, rms_norm_gated},
+    rope::{Positions, Rotary},
     softmax::{AttentionArgs, attention},
 };
 use flashlin_tensor::{DType, Device, Philox, Tensor, Var};
@@ -61,10 +63,56 @@ fn pointwise(c: &mut Criterion) {
     }
 }
 
+/// The other norms and the activations, in f32.
+fn more_pointwise(c: &mut Criterion) {
+    let (x, g) = (randn(1, &[4096, 768], DType::F32), randn(2, &[4096, 768], DType::F32));
+    let w = randn(3, &[768], DType::F32);
+    let two = [x.clone(), w.clone()];
+    both(c, "layer_norm 4096x768 f32", bytes(&x, 2, 5), &two, |v| {
+        layer_norm(&v[0], Some(&v[1]), None, 1e-5).expect("norm")
+    });
+    both(c, "group_norm of 6 4096x768 f32", bytes(&x, 2, 5), &two, |v| {
+        group_norm(&v[0], Some(&v[1]), None, 6, true, 1e-5).expect("norm")
+    });
+    both(c, "rms_norm_gated 4096x768 f32", bytes(&x, 3, 8), &[x.clone(), g, w], |v| {
+        rms_norm_gated(&v[0], &v[1], Some(&v[2]), Activation::Silu, 1e-5).expect("norm")
+    });
+    for act in ["silu", "gelu", "gelu_erf", "logsigmoid"] {
+        let kind: Activation = act.parse().expect("a known name");
+        both(c, &format!("{act} 4096x768 f32"), bytes(&x, 2, 5), std::slice::from_ref(&x), |v| {
+            activate(&v[0], kind).expect("activation")
+        });
+    }
+    both(c, "softplus 4096x768 f32", bytes(&x, 2, 5), std::slice::from_ref(&x), |v| {
+        softplus(&v[0], 1.0, 20.0).expect("softplus")
+    });
+}
+
+fn gates_and_rope(c: &mut Criterion) {
+    let x = randn(1, &[1, 4096, 6, 128], DType::F32);
+    let params = [x.clone(), randn(2, &[6], DType::F32), randn(3, &[6 * 128], DType::F32)];
+    both(c, "decay_gate (kda) 4096x6x128 f32", bytes(&x, 2, 5), &params, |v| {
+        let (a_log, dt_bias) = (Some(&v[1]), Some(&v[2]));
+        let formula = DecayGate::Softplus;
+        decay_gate(DecayGateArgs { x: &v[0], per_channel: true, formula, a_log, dt_bias }).expect("gate")
+    });
+    both(c, "log_sigmoid_gate 4096x6x128 f32", bytes(&x, 2, 5), std::slice::from_ref(&x), |v| {
+        log_sigmoid_gate(&v[0], 16.0, None).expect("gate")
+    });
+    let rotary = Rotary::new(128, 10_000.0).expect("even");
+    both(c, "rope 4096x6x128 f32", bytes(&x, 2, 4), std::slice::from_ref(&x), |v| {
+        rotary.apply(&v[0], &v[0].detach(), Positions::default()).expect("rope").0
+    });
+}
+
 fn linear_ce(c: &mut Criterion) {
     let (n, h, v) = (512, 768, 32_000);
     let labels: Vec<i64> = (0..n as i64).map(|i| i * 997 % v as i64).collect();
     let labels = Tensor::from_vec(labels, &[n]).expect("labels");
+    let logits = randn(3, &[n, v], DType::F32);
+    both(c, "cross_entropy 512x32000 f32", bytes(&logits, 1, 3), std::slice::from_ref(&logits), |v| {
+        cross_entropy(&v[0], &labels, &LossOptions::default()).expect("loss").loss
+    });
     let flops = |k: usize| Throughput::Elements((2 * k * n * h * v) as u64);
     let t = [randn(1, &[n, h], DType::F32), randn(2, &[v, h], DType::F32)];
     both(c, "linear_cross_entropy 512x768->32000 f32", [flops(1), flops(3)], &t, |v| {
@@ -93,5 +141,5 @@ fn softmax(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pointwise, linear_ce, softmax);
+criterion_group!(benches, pointwise, more_pointwise, gates_and_rope, linear_ce, softmax);
 criterion_main!(benches);
