@@ -72,3 +72,22 @@ fn transpose_handles_any_size() {
         }
     }
 }
+
+#[test]
+fn scratch_is_zero_and_aligned_also_when_it_comes_back() {
+    for round in 0..3 {
+        let mut many: Vec<Buf<f32>> = [1000, 16, 1000, 0, 5].map(Buf::zeros).into();
+        for b in &mut many {
+            assert!(b.iter().all(|&x| x == 0.0), "round {round}");
+            assert!(b.as_ptr().addr().is_multiple_of(64));
+            b.fill(f32::NAN);
+        }
+        let copy = many[0].clone();
+        drop(many);
+        assert!(copy.iter().all(|x| x.is_nan()));
+        assert!(Buf::<f64>::zeros(500).iter().all(|&x| x == 0.0));
+    }
+    // More than a thread keeps.
+    drop((0..40).map(|_| Buf::<f32>::zeros(1 << 18)).collect::<Vec<_>>());
+    assert!(Buf::<f32>::zeros(1 << 18).iter().all(|&x| x == 0.0));
+}
