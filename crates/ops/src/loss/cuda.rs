@@ -47,11 +47,7 @@ fn rows(
     let float = |x: f64| Arg::F32(x as f32);
     let mut args = vec![on.at(logits)?, on.at(labels)?, on.at(&loss)?, on.at(&lse)?, on.int(n)?, on.int(v)?];
     args.extend([Arg::I32(scale.is_some() as i32), float(options.label_smoothing)]);
-    args.extend([
-        float(options.lse_square_scale),
-        float(scale.unwrap_or(0.0)),
-        float(options.logit_scale),
-    ]);
+    args.extend([float(options.lse_square_scale), float(scale.unwrap_or(0.0)), float(options.logit_scale)]);
     // SAFETY: the logits are contiguous, [n, V]; labels, loss and lse have n elements.
     unsafe { on.launch(&kernel.name, [n, 1, 1], &args) }?;
     Ok(loss)

@@ -1,6 +1,8 @@
 //! Cross entropy from logits.
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Real, Result, Tensor, Var, cpu::vectorized};
+use flashlin_tensor::{
+    Backward, BackwardCtx, DType, Device, Error, Real, Result, Tensor, Var, cpu::vectorized,
+};
 use rayon::prelude::*;
 
 use super::{
