@@ -11,8 +11,8 @@ mod step;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use flashlin_kernels::{Bundle, Kernel};
+use anyhow::{Result, bail};
+use flashlin_kernels::{Bundle, Kernel, Library, verify_kernel};
 
 use gpu::Gpu;
 use report::Report;
@@ -71,25 +71,37 @@ impl<'a> Select<'a> {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
-    let bundle = Bundle::open(&args.bundle)?;
-    let gpu = Gpu::open(&bundle)?;
+    // Kernels are loaded from it until the process ends.
+    let bundle: &'static Bundle = Box::leak(Box::new(Bundle::open(&args.bundle)?));
+    let gpu = Gpu::open(bundle)?;
+    let library = Library::new(flashlin_cuda::Gpu::open(0)?, bundle);
     println!("{}: {} kernels of {}", gpu.name(), bundle.kernels().len(), bundle.arch());
-    let wanted = |k: &&Kernel| args.only.is_empty() || args.only.iter().any(|o| k.name.contains(o.as_str()));
-    let kernels: Vec<&Kernel> = bundle.kernels().iter().filter(wanted).collect();
+    let wanted =
+        |k: &&'static Kernel| args.only.is_empty() || args.only.iter().any(|o| k.name.contains(o.as_str()));
+    let kernels: Vec<&'static Kernel> = bundle.kernels().iter().filter(wanted).collect();
     let mut report = Report::new(gpu.name(), args.record.as_deref());
     if !args.no_check {
         for kernel in &kernels {
             let outcome = match kernel.family.as_str() {
-                "decay" | "delta" => recurrence::check(&gpu, &bundle, kernel),
-                other => Err(anyhow::anyhow!("no check for the family {other}")),
+                "decay" | "delta" => recurrence::check(&gpu, bundle, kernel),
+                _ => single(&library, kernel),
             };
             report.checked(kernel, outcome)?;
             gpu.drain()?;
         }
     }
     if args.time {
-        recurrence::time(&gpu, &bundle, &kernels)?;
+        recurrence::time(&gpu, bundle, &kernels)?;
         step::time(&gpu, &kernels)?;
     }
     report.finish()
+}
+
+/// A kernel whose cases are single launches.
+fn single(library: &Library, kernel: &'static Kernel) -> Result<report::Errors> {
+    let verdict = verify_kernel(&library.load_unchecked(kernel)?, library.gpu())?;
+    if !verdict.passed() {
+        bail!("{}", verdict.failures.join("; "));
+    }
+    Ok(vec![(format!("{} cases", verdict.cases), verdict.error)])
 }

@@ -225,9 +225,13 @@ impl Run<'_> {
             (("K", self.s.k as i64), ("V", self.s.v as i64), ("VL", i64::from(self.case.packed)));
         let d = self.s.dtype.as_str();
         let family = self.case.family.name();
-        let st = ("ST", i64::from(self.case.state));
         let get =
             |kernel: &str, generics: &[(&str, i64)]| select.get(&format!("{family}_{kernel}"), d, generics);
+        // Code that knows states serves without one too, where there is none without.
+        let serial = |kernel: &str, parts: &[(&str, i64)]| {
+            let with = |st: i64| get(kernel, &[&[k, v, vl, ("ST", st)], parts].concat());
+            if self.case.state { with(1) } else { with(0).or_else(|_| with(1)) }
+        };
         let kernel = match stage {
             "cumsum" => {
                 let mode = if self.case.gate { 2 } else { 0 };
@@ -235,9 +239,9 @@ impl Run<'_> {
             }
             "gates" => select.get("delta_gates", "f32", &[vl])?,
             "prep" | "qk" => get(stage, &[k, vl])?,
-            "fwd" => get("fwd", &[k, v, vl, st, ("OUT", 1), ("SAVE", 0)])?,
-            "save" => get("fwd", &[k, v, vl, st, ("OUT", 0), ("SAVE", 1)])?,
-            "dstate" => get("dstate", &[k, v, vl, st])?,
+            "fwd" => serial("fwd", &[("OUT", 1), ("SAVE", 0)])?,
+            "save" => serial("fwd", &[("OUT", 0), ("SAVE", 1)])?,
+            "dstate" => serial("dstate", &[])?,
             other => get(other, &[k, v, vl])?,
         };
         let grid = match stage {
@@ -453,7 +457,7 @@ pub fn check(gpu: &Gpu<'_>, bundle: &Bundle, kernel: &Kernel) -> Result<Errors> 
     let saves = kernel.generic("SAVE") == Some(1);
     let mut errors = Errors::new();
     for case in cases(family, packed) {
-        let other_state = kernel.generic("ST").is_some_and(|st| (st == 1) != case.state);
+        let other_state = kernel.generic("ST") == Some(0) && case.state;
         if other_state || kernel.generic("MODE").is_some_and(|m| (m == 2) != case.gate) {
             continue;
         }
@@ -467,7 +471,8 @@ pub fn check(gpu: &Gpu<'_>, bundle: &Bundle, kernel: &Kernel) -> Result<Errors> 
             run.stages(&select, &["fwd"])?;
             errors.extend(compare(gpu, &case, &s, &bufs, &want, true)?);
         }
-        if kernel.kernel == "decay_out" || (family == Family::Decay && saves) {
+        let split = bundle.find("decay_out", dtype, &[("K", k), ("V", v)]).is_ok();
+        if kernel.kernel == "decay_out" || (family == Family::Decay && saves && split) {
             let bufs = upload(gpu, &case, &s, &x)?;
             let run = Run { gpu, case: &case, s: &s, bufs: &bufs };
             run.stages(&select, &[family.first(), &["save", "out"]].concat())?;

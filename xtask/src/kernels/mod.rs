@@ -107,6 +107,12 @@ fn check(out: &Path, sources: &Sources, archs: &[Arch]) -> Result<()> {
         wrong.extend(lint.map(|k| format!("{arch}: {} spills registers", k.name)));
         wrong.extend(stale(&bundle, sources)?.into_iter().map(|w| format!("{arch}: {w}")));
         println!("{arch}: {} kernels, {} bytes", bundle.kernels().len(), bundle.file_bytes());
+        let open: Vec<&str> =
+            bundle.kernels().iter().filter(|k| k.checked.is_none()).map(|k| k.name.as_str()).collect();
+        println!(
+            "{arch}: not confirmed by hardware: {}",
+            if open.is_empty() { "none".into() } else { open.join(", ") }
+        );
     }
     if !wrong.is_empty() {
         bail!("run `cargo xtask kernels`:\n  {}", wrong.join("\n  "));

@@ -7,6 +7,7 @@
 mod array;
 mod case;
 mod chunked;
+mod column_sum;
 mod conv;
 mod loss;
 mod optim;

@@ -1,6 +1,6 @@
 //! The checks of all kernels.
 
-use super::{KernelCheck, array, chunked::Stage, conv, loss, optim, rows, step};
+use super::{KernelCheck, array, chunked::Stage, column_sum, conv, loss, optim, rows, step};
 
 /// One entry a kernel of `tiles/`, by family.
 pub static CHECKS: &[&dyn KernelCheck] = &[
@@ -25,6 +25,7 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &optim::Update,
     &rows::NormForward,
     &rows::NormBackward,
+    &column_sum::ColumnSum,
     &rows::SwigluForward,
     &rows::SwigluBackward,
     &step::Step,
