@@ -47,3 +47,39 @@ fn file_name(kernel: &Kernel, gpu: &str) -> String {
     let gpu: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     format!("{gpu}-{}.ok", kernel.cubin.sha256)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BundleWriter, Place};
+
+    #[test]
+    fn a_note_belongs_to_one_cubin_on_one_gpu() {
+        let mut w = BundleWriter::new(crate::Arch::Sm90, "x86_64", "t");
+        let kernel = Kernel {
+            name: "k@f32_w4_o0".into(),
+            entry: "k_entry".into(),
+            family: "f".into(),
+            kernel: "k".into(),
+            dtype: "f32".into(),
+            generics: Vec::new(),
+            warps: 4,
+            occupancy: 0,
+            abi: Vec::new(),
+            grid: "g".into(),
+            registers: 0,
+            shared_bytes: 0,
+            spills: 0,
+            cubin: Place::default(),
+            source: String::new(),
+            toolchain: String::new(),
+            checked: None,
+        };
+        w.add(kernel, vec![1]).unwrap();
+        let bundle = crate::Bundle::new("b", w.bytes().unwrap()).unwrap();
+        let kernel = &bundle.kernels()[0];
+        let name = file_name(kernel, "NVIDIA H200/x");
+        assert_eq!(name, format!("NVIDIA-H200-x-{}.ok", kernel.cubin.sha256));
+        assert_ne!(name, file_name(kernel, "NVIDIA H100"));
+    }
+}

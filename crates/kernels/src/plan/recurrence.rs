@@ -45,13 +45,20 @@ impl RecurrentShape {
 
     fn check(&self) -> Result<()> {
         let (h, hv) = (self.heads, self.value_heads);
-        if h > 0 && hv > 0 && hv.is_multiple_of(h) {
-            return Ok(());
+        let bad = |name: &str, why| Err(Error::Entry { name: name.into(), why });
+        if h == 0 || hv == 0 || !hv.is_multiple_of(h) {
+            return bad("heads", format!("{hv} value heads do not share {h} key heads evenly"));
         }
-        Err(Error::Entry {
-            name: "heads".into(),
-            why: format!("{hv} value heads do not share {h} key heads evenly"),
-        })
+        // Kernels compute the offset of a row of the batch in 32 bits.
+        let width = (hv * self.key_dim.max(self.value_dim)) as u128;
+        if self.sequences.tokens as u128 * width > i32::MAX as u128 {
+            let (t, most) = (self.sequences.tokens, i32::MAX as u128 / width.max(1));
+            return bad(
+                "tokens",
+                format!("{t} tokens of {width} numbers in one row; up to {most}: split the sequence"),
+            );
+        }
+        Ok(())
     }
 
     /// C, K, V, VL: the generics that chunked kernels of this shape have, as far as they have them.

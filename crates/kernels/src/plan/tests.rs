@@ -128,7 +128,10 @@ fn what_is_not_there_is_an_error_and_nothing_is_nothing() {
     let empty = shape(Sequences::rows(2, 0), 4, 4);
     assert_eq!(forward(&m, &empty, Recurrence::Decay, "bf16", false).unwrap(), Plan::default());
     let long = shape(Sequences::rows(1, 64 * 70_000), 96, 96);
-    assert!(forward(&m, &long, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("70000"));
+    let text = forward(&m, &long, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    assert!(text.contains("4480000 tokens") && text.contains("174762"), "{text}");
+    let many = shape(Sequences::rows(70_000, 64), 2, 2);
+    assert!(backward(&m, &many, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("70000"));
 }
 
 #[test]
