@@ -1,7 +1,13 @@
 //! `flashlin verify-kernels`: the compiled kernels against their f64 references on the GPU at hand.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
+use anyhow::Context as _;
 use clap::Args;
 use flashlin_kernels::{Bundle, Kernel, Library, Verdict, today, verify_kernel};
 use serde::{Deserialize, Serialize};
@@ -24,12 +30,15 @@ pub struct VerifyKernels {
     /// Kernels from a file instead of those inside this program
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
+    /// Append what passed to this file, for `cargo xtask kernels --record`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Only kernels that come after this one by name: how a run goes on after a kernel that cost it the device
     #[arg(long, hide = true, value_name = "NAME")]
     after: Option<String>,
 }
 
-/// Result for one kernel. `cargo xtask kernels` records passed rows in the bundle by hash.
+/// Result for one kernel.
 #[derive(Serialize, Deserialize)]
 struct Row {
     #[serde(flatten)]
@@ -81,6 +90,9 @@ impl VerifyKernels {
                 break;
             }
         }
+        if let Some(path) = &self.record {
+            record(path, &rows).with_context(|| path.display().to_string())?;
+        }
         show(ctx, &rows)?;
         let pass = rows.iter().all(|r| r.passed);
         // The process that went on after a fault reports by its rows.
@@ -117,6 +129,15 @@ fn failed(kernel: &Kernel, why: String) -> Verdict {
         error: 0.0,
         failures: vec![why],
     }
+}
+
+/// A line for each kernel that passed: hash, GPU, error and date, separated by tabs.
+fn record(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    for row in rows.iter().filter(|r| r.passed) {
+        writeln!(file, "{}\t{}\t{:.2e}\t{}", row.verdict.sha256, row.gpu, row.verdict.error, row.date)?;
+    }
+    Ok(())
 }
 
 fn show(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
