@@ -502,7 +502,9 @@ const SHAPES: [(usize, usize, usize, usize); 8] = [
 pub fn time(gpu: &Gpu<'_>, bundle: &Bundle, kernels: &[&Kernel]) -> Result<()> {
     for family in [Family::Decay, Family::Delta] {
         let mine = |k: &&&Kernel| {
-            let shape = k.generic("VL") == Some(0) && k.generic("K").unwrap_or(128) == 128;
+            let shape = k.generic("VL") == Some(0)
+                && k.generic("K").unwrap_or(128) == 128
+                && k.generic("V").unwrap_or(128) == 128;
             k.family == family.name()
                 && shape
                 && (k.dtype == "bf16" || matches!(k.kernel.as_str(), "decay_cumsum" | "delta_gates"))

@@ -149,8 +149,13 @@ fn launch(gpu: &Gpu<'_>, kernel: &Kernel, bufs: &Bufs, [b, t, h, hv]: [usize; 4]
 
 /// Times one token at several batches.
 pub fn time(gpu: &Gpu<'_>, kernels: &[&Kernel]) -> Result<()> {
-    let mine =
-        |k: &&&Kernel| k.kernel == "delta_step" && k.generic("RAW") == Some(1) && k.generic("K") == Some(128);
+    let mine = |k: &&&Kernel| {
+        k.kernel == "delta_step"
+            && k.generic("RAW") == Some(1)
+            && k.dtype == "bf16"
+            && k.generic("K") == Some(128)
+            && k.generic("V") == Some(128)
+    };
     for (b, hv) in [(1usize, 16usize), (8, 16), (64, 16), (256, 16), (256, 64)] {
         for kernel in kernels.iter().filter(mine) {
             let n = b * hv;
