@@ -7,6 +7,7 @@ use flashlin_ops::{
     conformance::{ENTRIES, Entry, Report},
     find_op,
 };
+use flashlin_tensor::{Device, checks};
 use serde::Serialize;
 
 use crate::{
@@ -61,6 +62,21 @@ impl Row {
         }
     }
 
+    /// The operations of tensors on a device beside the CPU.
+    fn tensors(all: &[checks::Check]) -> Self {
+        let failures: Vec<String> = all.iter().filter(|c| !c.passed()).map(|c| format!("{c:?}")).collect();
+        let worst = all.iter().filter_map(|c| Some(c.error.as_ref().ok()? / c.tolerance)).reduce(f64::max);
+        Row {
+            suite: "tensor",
+            ops: &[],
+            check: "agrees_with_cpu",
+            comparisons: all.len(),
+            failed: failures.len(),
+            worst,
+            failures,
+        }
+    }
+
     /// A check that compared nothing has shown nothing.
     fn passed(&self) -> bool {
         self.failed == 0 && self.comparisons > 0
@@ -69,7 +85,8 @@ impl Row {
 
 impl VerifyOps {
     pub fn run(self, ctx: &Context) -> anyhow::Result<()> {
-        let device = super::parse_device(&self.device)?;
+        let device: Device =
+            self.device.parse().map_err(|e: flashlin_tensor::Error| Failure::usage(e.to_string()))?;
         let mut rows = Vec::new();
         for entry in self.chosen()? {
             let checks = entry.checks();
@@ -79,6 +96,10 @@ impl VerifyOps {
                 let report = entry.run(name, &device).unwrap_or_default();
                 rows.push(Row::new(entry, name, &report));
             }
+        }
+        if self.ops.is_empty() && self.check.is_none() && device != Device::Cpu {
+            tracing::info!("tensor: every operation beside the CPU");
+            rows.push(Row::tensors(&checks::run(&device)));
         }
         ctx.out.rows(&rows, table)?;
         if !ctx.out.json {

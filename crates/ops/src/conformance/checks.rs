@@ -338,7 +338,7 @@ pub fn layouts_agree(op: &dyn SequenceOp, device: &Device) -> Report {
                 for mode in op.modes() {
                     let case = Case { layout, mode, ..case.clone() };
                     walk.compare(&case, execute_as(op, &case, How::default()), &want);
-                    let views = How { views: true, only: None };
+                    let views = How { views: true, ..How::default() };
                     walk.compare_within(
                         &case,
                         execute_as(op, &case, views),
@@ -389,7 +389,7 @@ pub fn views_agree(op: &dyn SequenceOp, device: &Device) -> Report {
             let shape = shapes[variant % shapes.len()];
             Case { b: 2, t: 35, initial: true, dtype, ..base(op, variant, shape) }
         };
-        let views = How { views: true, only: None };
+        let views = How { views: true, ..How::default() };
         same_bits(&mut walk, " views", cases, |case| execute_as(op, case, views));
     }
     walk.report
@@ -435,7 +435,7 @@ pub fn one_gradient_at_a_time(op: &dyn SequenceOp, device: &Device) -> Report {
                 }
             };
             for i in all_inputs(op, &case).0 {
-                let only = How { views: false, only: Some(i.name) };
+                let only = How { only: Some(i.name), ..How::default() };
                 let tensor = format!("d_{} alone", i.name);
                 match execute_as(op, &case, only) {
                     Ok(one) => {

@@ -53,7 +53,7 @@ pub use module::{MODULE_CHECKS, ModuleCheck, ModuleInput, ModuleOp};
 pub use oracle::reference_gradients;
 pub use run::{Outcome, Outputs, Vars, execute};
 
-use flashlin_tensor::{Device, poison_outputs};
+use flashlin_tensor::{DType, Device, Tensor, poison_outputs};
 
 use crate::{Error, Mode, Result, StateLayout};
 
@@ -66,6 +66,27 @@ fn ready(op: &str, check: &str, device: &Device) -> std::result::Result<Report, 
         Device::Cpu => Ok(report),
         other => {
             report.fail(op, check, format!("device {other} is not available; available: cpu"));
+            Err(report)
+        }
+    }
+}
+
+/// As [`ready`] for suites that place their inputs on the device: the operator must say that it runs there.
+fn ready_anywhere(op: &str, check: &str, device: &Device) -> std::result::Result<Report, Report> {
+    let Device::Cuda(_) = device else { return ready(op, check, device) };
+    poison_outputs(true);
+    let mut report = Report::default();
+    let refused = match crate::find_op(op) {
+        Some(info) if info.devices.contains(&"cuda") => Tensor::zeros(&[1], DType::F32, device).err(),
+        Some(info) => {
+            Some(Error::unsupported("verify-ops", format!("device {device}"), info.devices.join(", ")))
+        }
+        None => Some(Error::invalid("verify-ops", "op", format!("{op} is not in the registry"))),
+    };
+    match refused {
+        None => Ok(report),
+        Some(e) => {
+            report.fail(op, check, e.to_string());
             Err(report)
         }
     }

@@ -7,8 +7,8 @@ use super::case::{Fill, Role, draw};
 use super::compare::{Report, tolerance, tolerance_of_sum};
 use super::grad_check::differences;
 use super::run::{How, away_from_zero, tensor, with_gaps};
-use super::{on_threads, ready};
-use crate::{Error, Result};
+use super::{on_threads, ready_anywhere};
+use crate::{Error, ErrorKind, Result};
 
 /// An input that a case draws at random. All inputs are differentiable.
 #[derive(Clone, Debug)]
@@ -101,14 +101,17 @@ fn execute(op: &dyn ModuleOp, case: usize, dtype: DType, how: How) -> Result<Out
     let mut vars = Vec::new();
     for i in &inputs {
         let x = values(op, case, i, dtype);
-        let t = if how.views { with_gaps(&x, &i.dims, dtype)? } else { tensor(&x, &i.dims, dtype)? };
+        let t = match how.views {
+            true => with_gaps(&x, &i.dims, dtype, &how.device)?,
+            false => tensor(&x, &i.dims, dtype)?.to_device(&how.device)?,
+        };
         let tracked = how.only.is_none_or(|only| only == i.name);
         vars.push(if tracked { Var::leaf(t) } else { Var::constant(t) });
     }
     let out = op.run(case, &vars)?;
     let weigh = |(i, o): (usize, &Var)| weights(case, i, o.tensor().numel(), o.dtype());
     let weights: Vec<Vec<f64>> = out.iter().enumerate().map(weigh).collect();
-    let root = |(o, w): (&Var, &Vec<f64>)| tensor(w, o.dims(), o.dtype());
+    let root = |(o, w): (&Var, &Vec<f64>)| tensor(w, o.dims(), o.dtype())?.to_device(&o.device());
     let roots = out.iter().zip(&weights).map(root).collect::<Result<Vec<Tensor>>>()?;
     let grads = Var::backward_with(out.iter().zip(roots).collect())?;
     let of = |(i, var): (&ModuleInput, &Var)| match grads.get(var) {
@@ -126,6 +129,17 @@ fn execute(op: &dyn ModuleOp, case: usize, dtype: DType, how: How) -> Result<Out
     })
 }
 
+/// A plain run on a device.
+fn on(device: &Device) -> How<'static> {
+    How { device: *device, ..How::default() }
+}
+
+/// What a device computes in: no f64 on a GPU.
+fn dtypes(device: &Device) -> &'static [DType] {
+    const ALL: [DType; 4] = [DType::F64, DType::F32, DType::BF16, DType::F16];
+    if *device == Device::Cpu { &ALL } else { &ALL[1..] }
+}
+
 /// Runs `f` on every case; the check's name goes into the labels.
 fn walk(
     op: &dyn ModuleOp,
@@ -133,7 +147,7 @@ fn walk(
     device: &Device,
     f: impl Fn(&mut Report, &str, usize),
 ) -> Report {
-    let mut report = match ready(op.name(), check, device) {
+    let mut report = match ready_anywhere(op.name(), check, device) {
         Ok(report) => report,
         Err(report) => return report,
     };
@@ -143,9 +157,17 @@ fn walk(
     report
 }
 
-/// Notes an error, or hands the outcome on.
-fn succeed(report: &mut Report, label: &str, got: Result<Outcome>) -> Option<Outcome> {
-    got.map_err(|e| report.fail(label, "call", e.to_string())).ok()
+/// Hands the outcome on, or notes an error. What a GPU does not serve, and says so, is no failure there: a check that
+/// compares nothing does not pass.
+fn succeed(report: &mut Report, label: &str, device: &Device, got: Result<Outcome>) -> Option<Outcome> {
+    match got {
+        Ok(outcome) => Some(outcome),
+        Err(e) if *device != Device::Cpu && e.kind() == ErrorKind::Unsupported => None,
+        Err(e) => {
+            report.fail(label, "call", e.to_string());
+            None
+        }
+    }
 }
 
 /// The backward of the reference against finite differences of its forward, in f64.
@@ -172,10 +194,10 @@ pub fn reference_gradients(op: &dyn ModuleOp, device: &Device) -> Report {
 /// Outputs and all gradients equal the reference on the same (rounded) inputs, in every dtype; outputs start as NaN.
 pub fn matches_reference(op: &dyn ModuleOp, device: &Device) -> Report {
     walk(op, "matches_reference", device, |report, label, case| {
-        for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        for &dtype in dtypes(device) {
             let label = format!("{label}, {dtype}");
-            let got = execute(op, case, dtype, How::default());
-            let Some(got) = succeed(report, &label, got) else { continue };
+            let got = execute(op, case, dtype, on(device));
+            let Some(got) = succeed(report, &label, device, got) else { continue };
             let inputs = arrays(op, case, dtype);
             let want = op.reference(case, &inputs);
             if got.outputs.len() != want.len() {
@@ -201,12 +223,12 @@ fn same_bits(
     report: &mut Report,
     label: &str,
     case: usize,
-    dtype: DType,
+    (dtype, device): (DType, &Device),
     other: impl Fn() -> Result<Outcome>,
 ) {
-    let want = execute(op, case, dtype, How::default());
-    let Some(want) = succeed(report, label, want) else { return };
-    let Some(got) = succeed(report, label, other()) else { return };
+    let want = execute(op, case, dtype, on(device));
+    let Some(want) = succeed(report, label, device, want) else { return };
+    let Some(got) = succeed(report, label, device, other()) else { return };
     for (i, (got, want)) in got.outputs.iter().zip(&want.outputs).enumerate() {
         report.compare(label, &format!("output {i}"), got, want, 0.0);
     }
@@ -220,9 +242,9 @@ fn same_bits(
 pub fn views_agree(op: &dyn ModuleOp, device: &Device) -> Report {
     walk(op, "views_agree", device, |report, label, case| {
         for dtype in [DType::F32, DType::BF16] {
-            let how = How { views: true, only: None };
+            let how = How { views: true, ..on(device) };
             let label = format!("{label}, {dtype}");
-            same_bits(op, report, &label, case, dtype, || execute(op, case, dtype, how));
+            same_bits(op, report, &label, case, (dtype, device), || execute(op, case, dtype, how));
         }
     })
 }
@@ -232,8 +254,8 @@ pub fn threads_agree(op: &dyn ModuleOp, device: &Device) -> Report {
     walk(op, "threads_agree", device, |report, label, case| {
         for threads in [1, 2, 3] {
             let label = format!("{label}, {threads} threads");
-            let run = || execute(op, case, DType::F32, How::default());
-            same_bits(op, report, &label, case, DType::F32, || on_threads(threads, run)?);
+            let run = || execute(op, case, DType::F32, on(device));
+            same_bits(op, report, &label, case, (DType::F32, device), || on_threads(threads, run)?);
         }
     })
 }
@@ -242,11 +264,11 @@ pub fn threads_agree(op: &dyn ModuleOp, device: &Device) -> Report {
 pub fn one_gradient_at_a_time(op: &dyn ModuleOp, device: &Device) -> Report {
     walk(op, "one_gradient_at_a_time", device, |report, label, case| {
         let dtype = DType::F32;
-        let all = execute(op, case, dtype, How::default());
-        let Some(all) = succeed(report, label, all) else { return };
+        let all = execute(op, case, dtype, on(device));
+        let Some(all) = succeed(report, label, device, all) else { return };
         for (n, i) in op.inputs(case).iter().enumerate() {
-            let one = execute(op, case, dtype, How { views: false, only: Some(i.name) });
-            let Some(one) = succeed(report, label, one) else { continue };
+            let one = execute(op, case, dtype, How { only: Some(i.name), ..on(device) });
+            let Some(one) = succeed(report, label, device, one) else { continue };
             let [got, want] = [&one, &all].map(|o| o.grads[n].as_deref().unwrap_or(&[]));
             report.compare(label, &format!("d_{} alone", i.name), got, want, tolerance(dtype));
         }

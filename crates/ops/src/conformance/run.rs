@@ -54,6 +54,8 @@ pub(super) struct How<'a> {
     pub views: bool,
     /// Track this input alone.
     pub only: Option<&'a str>,
+    /// Where the inputs lie.
+    pub device: Device,
 }
 
 /// The random inputs of a case, with an initial state where it has one.
@@ -90,14 +92,14 @@ pub(super) fn tensor(values: &[f64], dims: &[usize], dtype: DType) -> Result<Ten
     Tensor::from_slice(values, dims)?.to_dtype(dtype)
 }
 
-/// `values` as a slice of a tensor whose last dimension is wider by `pad`, surrounded by NaN.
-pub(super) fn with_gaps(values: &[f64], dims: &[usize], dtype: DType) -> Result<Tensor> {
+/// `values` on a device, as a slice of a tensor whose last dimension is wider by `pad`, surrounded by NaN.
+pub(super) fn with_gaps(values: &[f64], dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let last = dims.len() - 1;
     let mut edge = dims.to_vec();
     edge[last] = 3;
     let edge = Tensor::full(f64::NAN, &edge, dtype, &Device::Cpu)?;
     let inner = tensor(values, dims, dtype)?;
-    Tensor::cat(&[&edge, &inner, &edge], last)?.narrow(last, 3, dims[last])
+    Tensor::cat(&[&edge, &inner, &edge], last)?.to_device(device)?.narrow(last, 3, dims[last])
 }
 
 /// Token inputs of one dtype as slices of one `[B, T, width]` row, like those of a fused projection.
@@ -128,7 +130,11 @@ fn variables(case: &Case, inputs: &[Input], how: How) -> Result<Vars> {
                 StateLayout::KV => (i.values.clone(), [n, hv, k, v]),
                 StateLayout::VK => (turned(&i.values, k, v), [n, hv, v, k]),
             };
-            if how.views { with_gaps(&values, &dims, i.dtype)? } else { tensor(&values, &dims, i.dtype)? }
+            if how.views {
+                with_gaps(&values, &dims, i.dtype, &how.device)?
+            } else {
+                tensor(&values, &dims, i.dtype)?
+            }
         } else {
             tensor(&i.values, &i.dims, i.dtype)?
         };

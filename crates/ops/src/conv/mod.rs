@@ -151,9 +151,11 @@ fn check(args: &ConvArgs) -> Result<Call> {
     args.residual.map_or(Ok(()), |r| check_dims(OP, "residual", r.tensor(), args.x.dims()))?;
     let state_dims = [seqs.len(), channels, taps];
     args.initial_state.map_or(Ok(()), |s| check_dims(OP, "initial_state", s.tensor(), &state_dims))?;
-    let rows = |arg, v: Option<&Var>| v.map(|v| with_rows(OP, arg, v.tensor())).transpose();
+    // A GPU's launches make what they need contiguous.
+    let row = |arg, t: &Tensor| if t.device() == Device::Cpu { with_rows(OP, arg, t) } else { Ok(t.clone()) };
+    let rows = |arg, v: Option<&Var>| v.map(|v| row(arg, v.tensor())).transpose();
     Ok(Call {
-        x: with_rows(OP, "x", args.x.tensor())?,
+        x: row("x", args.x.tensor())?,
         weight: args.weight.tensor().clone(),
         bias: tensor_of(args.bias),
         residual: rows("residual", args.residual)?,

@@ -79,12 +79,15 @@ pub(super) fn plain(
     let loss = Var::from_op1(op, &[logits], loss, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
             let Some(g) = g[0].take() else { return Ok(vec![None]) };
-            let d = flat.copy()?;
+            // In f32 until all factors are in, so that it is rounded once.
+            let d = match flat.dtype() {
+                DType::F32 => flat.copy()?,
+                _ => flat.to_dtype(DType::F32)?,
+            };
             rows(op, &d, &labels, &options, Some(options.token_weight(count)))?;
             // One number for all rows, or one a row.
-            let n = g.numel();
-            let g = g.to_dtype(d.dtype())?.reshape(&[n, 1])?;
-            Ok(vec![Some(d.mul(&g)?.reshape(&dims)?)])
+            let g = g.to_dtype(DType::F32)?.reshape(&[g.numel(), 1])?;
+            Ok(vec![Some(d.mul(&g)?.to_dtype(flat.dtype())?.reshape(&dims)?)])
         })
     });
     Ok(LossOutput { loss, count })
@@ -121,7 +124,7 @@ pub(super) fn linear(
         // Now the logits are their gradient.
         let d = logits.to_dtype(x.dtype())?;
         if wants[0] {
-            dx.push(d.matmul(weight.tensor())?);
+            dx.push(d.matmul_to(weight.tensor(), DType::F32)?);
         }
         if wants[1] {
             add(&mut saved[1], d.transpose(0, 1)?.matmul_to(&tokens, DType::F32)?)?;
@@ -138,14 +141,17 @@ pub(super) fn linear(
         false => Tensor::cat(&losses.iter().collect::<Vec<_>>(), 0)?,
     };
     let loss = reduce(losses, count, options.reduction, &[])?;
-    let absent = x.detach();
+    let (absent, dtype) = (x.detach(), x.dtype());
     let inputs = [x, weight, bias.unwrap_or(&absent)];
     let loss = Var::from_op1(op, &inputs, loss, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
             let Some(g) = g[0].take() else { return Ok(vec![None; 3]) };
             // The loss is nearly always the root, but whether its gradient is 1 only the device knows.
-            let scaled = |d: Option<Tensor>| d.map(|d| d.mul(&g.to_dtype(d.dtype())?)).transpose();
-            saved.into_iter().map(scaled).collect()
+            let g = g.to_dtype(DType::F32)?;
+            let scaled = |d: Option<Tensor>| d.map(|d| d.mul(&g)).transpose();
+            let mut grads = saved.into_iter().map(scaled).collect::<Result<Vec<_>>>()?;
+            grads[0] = grads[0].take().map(|d| d.to_dtype(dtype)).transpose()?;
+            Ok(grads)
         })
     });
     Ok(LossOutput { loss, count })
