@@ -84,13 +84,43 @@ pub struct Init {
     blank: bool,
     /// Values that may still be made.
     room: Rc<Cell<u64>>,
+    bounded_by: Bound,
+}
+
+/// What the number of values may not exceed.
+#[derive(Clone, Copy)]
+enum Bound {
+    Memory,
+    Checkpoint,
+}
+
+/// How many values the memory that is free now could hold: sizes that no machine here carries are refused at once, not after minutes of
+/// filling it. Systems that do not tell are not bounded.
+fn values_in_memory(dtype: DType, device: &Device) -> u64 {
+    let kib = |text: String| -> Option<u64> {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    let free = std::fs::read_to_string("/proc/meminfo").ok().filter(|_| *device == Device::Cpu).and_then(kib);
+    free.map_or(u64::MAX, |kib| kib.saturating_mul(1024) / dtype.size() as u64)
 }
 
 impl Init {
     /// The root of a new tree: values are drawn from `seed`, linear weights with standard deviation `std`.
     pub fn new(dtype: DType, device: Device, seed: u64, std: f64) -> Self {
-        let room = Rc::new(Cell::new(u64::MAX));
-        Init { prefix: String::new(), list: Rc::default(), dtype, device, seed, std, blank: false, room }
+        let room = Rc::new(Cell::new(values_in_memory(dtype, &device)));
+        let bounded_by = Bound::Memory;
+        Init {
+            prefix: String::new(),
+            list: Rc::default(),
+            dtype,
+            device,
+            seed,
+            std,
+            blank: false,
+            room,
+            bounded_by,
+        }
     }
 
     /// As [`Init::new`], but all values are zero, to be replaced by a checkpoint's.
@@ -101,7 +131,8 @@ impl Init {
     /// As [`Init::blank`], for at most `values` values in all: a configuration that asks for far more than a checkpoint holds is
     /// refused before it takes the memory (and the time) for that.
     pub(crate) fn blank_within(dtype: DType, device: Device, values: u64) -> Self {
-        Init { room: Rc::new(Cell::new(values)), ..Self::blank(dtype, device) }
+        let room = Rc::new(Cell::new(values));
+        Init { room, bounded_by: Bound::Checkpoint, ..Self::blank(dtype, device) }
     }
 
     /// A child in the tree of names.
@@ -125,6 +156,10 @@ impl Init {
         let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
         match count.and_then(|n| self.room.get().checked_sub(n)) {
             Some(left) => self.room.set(left),
+            None if matches!(self.bounded_by, Bound::Memory) => {
+                let bytes = count.map_or(usize::MAX, |n| n as usize).saturating_mul(self.dtype.size());
+                return Err(flashlin_tensor::Error::OutOfMemory { device: self.device, bytes }.into());
+            }
             None => {
                 let problem =
                     format!("the configuration asks for {full} {dims:?} and more than all of them hold");

@@ -43,7 +43,7 @@ impl Model {
         };
         let mut model = Model::blank_within(&config, dtype, device, map.bytes()).map_err(|e| match e {
             Error::Weights { problem, .. } => Error::Weights { path: dir.to_path_buf(), problem },
-            other => other,
+            other => other.in_file(&dir.join(CONFIG_FILE)),
         })?;
         weights::load_into(model.params(), model.tied_keys(), &map, options)?;
         model.adopt_generation_config(dir)?;

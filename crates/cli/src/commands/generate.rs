@@ -161,6 +161,10 @@ impl Generate {
             let failure = Failure::usage("there is no prompt");
             return Err(failure.hint("give --prompt TEXT, --prompts FILE or --load-state FILE").into());
         }
+        if self.load_state.is_none() && prompts.iter().any(String::is_empty) {
+            let failure = Failure::usage("a prompt is empty");
+            return Err(failure.hint("to start from nothing, give the text of the BOS token").into());
+        }
         Ok(prompts)
     }
 

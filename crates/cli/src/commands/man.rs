@@ -24,14 +24,16 @@ impl Man {
             return ctx.out.text(String::from_utf8_lossy(&page));
         };
         flashlin::files::create_dir(&dir)?;
-        let pages =
-            std::iter::once(root.clone()).chain(root.get_subcommands().filter(|c| !c.is_hide_set()).cloned());
-        for command in pages {
-            let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_string();
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            flashlin::files::write_bytes(&dir.join(format!("{name}.1")), &page)?;
-        }
-        Ok(())
+        write_pages(&dir, &root)
     }
+}
+
+/// A page for the command and each below it.
+fn write_pages(dir: &std::path::Path, command: &clap::Command) -> anyhow::Result<()> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_string();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    flashlin::files::write_bytes(&dir.join(format!("{name}.1")), &page)?;
+    let visible = |c: &&clap::Command| !c.is_hide_set() && c.get_name() != "help";
+    command.get_subcommands().filter(visible).try_for_each(|c| write_pages(dir, c))
 }

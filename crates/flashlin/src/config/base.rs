@@ -94,7 +94,7 @@ impl BaseConfig {
     /// Refuses sizes that cannot be.
     pub(super) fn check(&self) -> Result<()> {
         const WIDEST: usize = 1 << 31;
-        const DEEPEST: usize = 1 << 16;
+        const DEEPEST: usize = 1 << 12;
         for (key, n, limit) in [
             ("vocab_size", self.vocab_size, WIDEST),
             ("hidden_size", self.hidden_size, WIDEST),

@@ -52,7 +52,7 @@ pub enum TokenizerError {
     },
     /// Token ids the model has no embedding for.
     #[error(
-        "the tokenizer has {tokenizer} token ids but the model's vocab_size is {model}: the model cannot embed them all"
+        "the tokenizer (tokenizer.json) has {tokenizer} token ids, but vocab_size in config.json is {model}: the model cannot embed them all"
     )]
     Vocab {
         /// Ids the tokenizer can produce (its largest id + 1).
