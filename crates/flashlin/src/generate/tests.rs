@@ -345,7 +345,7 @@ fn bad_requests_are_errors_that_name_the_argument() {
             .err()
             .unwrap()
             .to_string()
-            .contains("vocab_size is 20")
+            .contains("vocab_size in config.json is 20")
     );
 }
 
