@@ -86,7 +86,7 @@ fn ready_anywhere(op: &str, check: &str, device: &Device) -> std::result::Result
     match refused {
         None => Ok(report),
         Some(e) => {
-            report.fail(op, check, e.to_string());
+            report.fail(op, check, format!("device {device}: {e}"));
             Err(report)
         }
     }

@@ -162,9 +162,10 @@ fn every_gradient_of_the_registry_is_compared() {
 fn other_devices_are_refused_by_name() {
     for entry in ENTRIES {
         for check in entry.checks() {
-            let report = entry.run(check, &Device::Cuda(0)).unwrap();
+            // Also on a machine with GPUs there are not that many.
+            let report = entry.run(check, &Device::Cuda(7777)).unwrap();
             let why: Vec<String> = report.failures().map(ToString::to_string).collect();
-            assert!(why.len() == 1 && why[0].contains("cuda:0"), "{}: {why:?}", entry.name());
+            assert!(why.len() == 1 && why[0].contains("cuda:7777"), "{}: {why:?}", entry.name());
         }
         assert!(entry.run("no such check", &Device::Cpu).is_none());
     }
