@@ -40,14 +40,6 @@ fn numbers(dtype: &str, stream: u64, len: usize, low: f64, high: f64) -> Result<
     Ok((data, values))
 }
 
-fn out(dtype: &'static str, values: Vec<f64>) -> Value {
-    Value::Out { dtype, expected: Expected::of(dtype, values) }
-}
-
-fn int(n: usize) -> Value {
-    Value::I32(n as i32)
-}
-
 /// Tile blocks for `n` elements of the kernel's `N` lanes.
 fn blocks(kernel: &Kernel, n: usize) -> Result<u32> {
     Ok(n.div_ceil(kernel.need_generic("N")? as usize) as u32)
@@ -76,8 +68,8 @@ impl View {
 const SIZES: [&str; 4] = ["d1", "d2", "d3", "d4"];
 
 fn shape_args(dims: [usize; 5], views: &[(&[&'static str; 5], &View)]) -> Vec<(&'static str, Value)> {
-    let sizes = SIZES.into_iter().zip(dims[1..].iter().map(|&d| int(d)));
-    let strides = views.iter().flat_map(|(names, v)| names.iter().copied().zip(v.strides.map(int)));
+    let sizes = SIZES.into_iter().zip(dims[1..].iter().map(|&d| Value::size(d)));
+    let strides = views.iter().flat_map(|(names, v)| names.iter().copied().zip(v.strides.map(Value::size)));
     sizes.chain(strides).collect()
 }
 
@@ -110,7 +102,7 @@ impl KernelCheck for Copy {
             let n: usize = dims.iter().product();
             let (data, x) = numbers(from, 1, other.span, -1.5, 1.5)?;
             let want = (0..n).map(|i| x[other.at(dims, i)]).collect();
-            let mut args = vec![("x", Value::In(data)), ("y", out(to, want)), ("n", int(n))];
+            let mut args = vec![("x", Value::In(data)), ("y", Value::out(to, want)), ("n", Value::size(n))];
             let names = (&["xs0", "xs1", "xs2", "xs3", "xs4"], &["ys0", "ys1", "ys2", "ys3", "ys4"]);
             args.extend(shape_args(dims, &[(names.0, &other), (names.1, &dense)]));
             cases.push(Case { label: format!("{dims:?}"), args, grid: [blocks(kernel, n)?, 1, 1] });
@@ -159,8 +151,8 @@ impl KernelCheck for Unary {
                 let want = x.iter().map(|&x| unary(code, x, p, q)).collect();
                 let args = vec![
                     ("x", Value::In(data)),
-                    ("y", out(dtype, want)),
-                    ("n", int(n)),
+                    ("y", Value::out(dtype, want)),
+                    ("n", Value::size(n)),
                     ("code", Value::I32(code)),
                     ("p", Value::F32(p as f32)),
                     ("q", Value::F32(q as f32)),
@@ -190,9 +182,9 @@ impl KernelCheck for Zip {
                 };
                 let mut args = vec![("a", Value::In(a_data)), ("b", Value::In(b_data))];
                 args.extend([
-                    ("y", out(dtype, (0..n).map(of).collect())),
-                    ("n", int(n)),
-                    ("code", int(code)),
+                    ("y", Value::out(dtype, (0..n).map(of).collect())),
+                    ("n", Value::size(n)),
+                    ("code", Value::size(code)),
                 ]);
                 let names = (&["as0", "as1", "as2", "as3", "as4"], &["bs0", "bs1", "bs2", "bs3", "bs4"]);
                 args.extend(shape_args(dims, &[(names.0, &a), (names.1, &b)]));
@@ -221,7 +213,7 @@ impl KernelCheck for Select {
             let of = |i| if mask[k.at(dims, i)] != 0 { x[a.at(dims, i)] } else { y[b.at(dims, i)] };
             let want = (0..n).map(of).collect();
             let mut args = vec![("k", Value::In(Data::U8(mask.clone()))), ("a", Value::In(a_data))];
-            args.extend([("b", Value::In(b_data)), ("y", out(dtype, want)), ("n", int(n))]);
+            args.extend([("b", Value::In(b_data)), ("y", Value::out(dtype, want)), ("n", Value::size(n))]);
             let names = [
                 ["ks0", "ks1", "ks2", "ks3", "ks4"],
                 ["as0", "as1", "as2", "as3", "as4"],
@@ -246,8 +238,12 @@ impl KernelCheck for RowSum {
             .map(|(rows, n)| {
                 let (data, x) = numbers(dtype, n as u64, rows * n, -1.0, 1.5)?;
                 let want = x.chunks(n).map(|r| r.iter().sum()).collect();
-                let args =
-                    vec![("x", Value::In(data)), ("y", out(dtype, want)), ("rows", int(rows)), ("n", int(n))];
+                let args = vec![
+                    ("x", Value::In(data)),
+                    ("y", Value::out(dtype, want)),
+                    ("rows", Value::size(rows)),
+                    ("n", Value::size(n)),
+                ];
                 Ok(Case { label: format!("{rows} x {n}"), args, grid: [rows as u32, 1, 1] })
             })
             .collect()
@@ -271,10 +267,10 @@ impl KernelCheck for ColumnSum {
                 let want: Vec<f64> = x.chunks(step * cols).flat_map(piece).collect();
                 let args = vec![
                     ("x", Value::In(data)),
-                    ("y", out(to, want)),
-                    ("n", int(n)),
-                    ("cols", int(cols)),
-                    ("step", int(step)),
+                    ("y", Value::out(to, want)),
+                    ("n", Value::size(n)),
+                    ("cols", Value::size(cols)),
+                    ("step", Value::size(step)),
                 ];
                 let grid = [blocks(kernel, cols)?, n.div_ceil(step) as u32, 1];
                 Ok(Case { label: format!("{n} x {cols} by {step}"), args, grid })
@@ -304,10 +300,10 @@ impl KernelCheck for Gather {
                 let args = vec![
                     ("x", Value::In(data)),
                     ("index", Value::In(Data::I64(index))),
-                    ("y", out(dtype, want)),
-                    ("count", int(count)),
-                    ("rows", int(rows)),
-                    ("w", int(w)),
+                    ("y", Value::out(dtype, want)),
+                    ("count", Value::size(count)),
+                    ("rows", Value::size(rows)),
+                    ("w", Value::size(w)),
                 ];
                 let grid = [count as u32, blocks(kernel, w)?, 1];
                 Ok(Case { label: format!("{count} of {rows} x {w}"), args, grid })
@@ -347,9 +343,9 @@ impl KernelCheck for ScatterAdd {
                     ("x", Value::In(data)),
                     ("index", Value::In(Data::I64(index))),
                     ("y", Value::InOut { data: old, expected: Expected::of("f32", want) }),
-                    ("count", int(count)),
-                    ("rows", int(rows)),
-                    ("w", int(w)),
+                    ("count", Value::size(count)),
+                    ("rows", Value::size(rows)),
+                    ("w", Value::size(w)),
                 ];
                 let grid = [count as u32, blocks(kernel, w)?, 1];
                 Ok(Case { label: format!("{count} to {rows} x {w}"), args, grid })

@@ -149,6 +149,18 @@ pub enum Value {
     F32(f32),
 }
 
+impl Value {
+    /// A size or a flag, as kernels take them.
+    pub fn size(n: usize) -> Value {
+        Value::I32(n as i32)
+    }
+
+    /// An output with the tolerance of its type.
+    pub fn out(dtype: &'static str, values: Vec<f64>) -> Value {
+        Value::Out { dtype, expected: Expected::of(dtype, values) }
+    }
+}
+
 /// One launch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {

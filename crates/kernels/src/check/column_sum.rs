@@ -14,14 +14,6 @@ fn dtype_of(kernel: &Kernel) -> Result<&'static str> {
     })
 }
 
-fn out(dtype: &'static str, values: Vec<f64>) -> Value {
-    Value::Out { dtype, expected: Expected::of(dtype, values) }
-}
-
-fn int(n: usize) -> Value {
-    Value::I32(n as i32)
-}
-
 impl KernelCheck for ColumnSum {
     fn kernel(&self) -> &'static str {
         "column_sum"
@@ -39,10 +31,16 @@ impl KernelCheck for ColumnSum {
             let before = old.to_f64();
             let sums: Vec<f64> = (0..d).map(|c| column(c) + if add == 1 { before[c] } else { 0.0 }).collect();
             let y = match add {
-                0 => out(dtype, sums),
+                0 => Value::out(dtype, sums),
                 _ => Value::InOut { data: old, expected: Expected::of(dtype, sums) },
             };
-            let args = vec![("x", Value::In(x)), ("y", y), ("n", int(n)), ("d", int(d)), ("add", int(add))];
+            let args = vec![
+                ("x", Value::In(x)),
+                ("y", y),
+                ("n", Value::size(n)),
+                ("d", Value::size(d)),
+                ("add", Value::size(add)),
+            ];
             cases.push(Case {
                 label: format!("{n} x {d}, add {add}"),
                 args,

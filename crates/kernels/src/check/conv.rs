@@ -13,6 +13,9 @@ pub(super) struct Step;
 
 const INPUTS: Inputs = Inputs { seed: 43 };
 
+/// Arguments by name, in the order of the ABI.
+type Args = Vec<(&'static str, Value)>;
+
 /// Packed sequences with weights, states and gradients; f64 of what the device sees.
 struct Problem {
     lens: Vec<usize>,
@@ -163,21 +166,36 @@ impl Problem {
         Value::Out { dtype: self.dtype, expected: Expected::of(self.dtype, values) }
     }
 
+    /// The launch of a kernel that convolves: the operands, then `own`, then sizes and options.
+    fn convolving(&self, [bd, bt]: [usize; 2], own: Args) -> Result<(Args, [usize; 3])> {
+        let table = self.table(Some(bt));
+        let count = table.len() / 4;
+        let mut args = vec![
+            ("x", self.data(&self.x)?),
+            ("weight", self.data(&self.weight)?),
+            ("bias", self.data(&self.b)?),
+            ("state", self.optional(&self.state)?),
+            ("chunks", Value::In(Data::I32(table))),
+        ];
+        args.extend(own);
+        args.extend([
+            ("count", Value::size(count)),
+            ("d", Value::size(self.d)),
+            ("w", Value::size(self.w)),
+            ("has_bias", Value::size(self.bias as usize)),
+            ("has_state", Value::size(self.state.is_some() as usize)),
+            ("silu", Value::size(self.silu as usize)),
+        ]);
+        Ok((args, [self.d.div_ceil(bd), count, 1]))
+    }
+
     fn label(&self) -> String {
         format!("lengths {:?}, D={}, W={}", self.lens, self.d, self.w)
     }
 }
 
-fn int(n: usize) -> Value {
-    Value::I32(n as i32)
-}
-
 fn f32_in(values: &[f64]) -> Result<Value> {
     Ok(Value::In(Data::round("f32", values)?))
-}
-
-fn f32_out(values: Vec<f64>, tolerance_of: &str) -> Value {
-    Value::Out { dtype: "f32", expected: Expected::of(tolerance_of, values) }
 }
 
 /// Makes a case of each problem: arguments and grid.
@@ -204,26 +222,8 @@ impl KernelCheck for Forward {
     }
 
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
-        let [bd, bt] = block(kernel)?;
-        cases(kernel, |p| {
-            let table = p.table(Some(bt));
-            let count = table.len() / 4;
-            let args = vec![
-                ("x", p.data(&p.x)?),
-                ("weight", p.data(&p.weight)?),
-                ("bias", p.data(&p.b)?),
-                ("state", p.optional(&p.state)?),
-                ("chunks", Value::In(Data::I32(table))),
-                ("y", p.out(p.y())),
-                ("count", int(count)),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_bias", int(p.bias as usize)),
-                ("has_state", int(p.state.is_some() as usize)),
-                ("silu", int(p.silu as usize)),
-            ];
-            Ok((args, [p.d.div_ceil(bd), count, 1]))
-        })
+        let block = block(kernel)?;
+        cases(kernel, |p| p.convolving(block, vec![("y", p.out(p.y()))]))
     }
 }
 
@@ -240,10 +240,10 @@ impl KernelCheck for LastState {
                 ("state", p.optional(&p.state)?),
                 ("seqs", Value::In(Data::I32(p.table(None)))),
                 ("last", p.out(p.last())),
-                ("count", int(p.lens.len())),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_state", int(p.state.is_some() as usize)),
+                ("count", Value::size(p.lens.len())),
+                ("d", Value::size(p.d)),
+                ("w", Value::size(p.w)),
+                ("has_state", Value::size(p.state.is_some() as usize)),
             ];
             Ok((args, [p.d.div_ceil(lanes), p.lens.len(), 1]))
         })
@@ -256,26 +256,9 @@ impl KernelCheck for BeforeActivation {
     }
 
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
-        let [bd, bt] = block(kernel)?;
+        let block = block(kernel)?;
         cases(kernel, |p| {
-            let table = p.table(Some(bt));
-            let count = table.len() / 4;
-            let args = vec![
-                ("x", p.data(&p.x)?),
-                ("weight", p.data(&p.weight)?),
-                ("bias", p.data(&p.b)?),
-                ("state", p.optional(&p.state)?),
-                ("chunks", Value::In(Data::I32(table))),
-                ("dy", p.data(&p.dy)?),
-                ("dz", f32_out(p.dz(), "f32")),
-                ("count", int(count)),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_bias", int(p.bias as usize)),
-                ("has_state", int(p.state.is_some() as usize)),
-                ("silu", int(p.silu as usize)),
-            ];
-            Ok((args, [p.d.div_ceil(bd), count, 1]))
+            p.convolving(block, vec![("dy", p.data(&p.dy)?), ("dz", Value::out("f32", p.dz()))])
         })
     }
 }
@@ -311,11 +294,11 @@ impl KernelCheck for WeightParts {
                 ("state", p.optional(&p.state)?),
                 ("chunks", Value::In(Data::I32(table))),
                 ("dz", f32_in(&dz)?),
-                ("parts", f32_out(parts, "f32")),
-                ("count", int(count)),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_state", int(p.state.is_some() as usize)),
+                ("parts", Value::out("f32", parts)),
+                ("count", Value::size(count)),
+                ("d", Value::size(p.d)),
+                ("w", Value::size(p.w)),
+                ("has_state", Value::size(p.state.is_some() as usize)),
             ];
             Ok((args, [p.d.div_ceil(lanes), count, p.w + 1]))
         })
@@ -339,10 +322,10 @@ impl KernelCheck for InputGradient {
                 ("dlast", p.optional(&p.dlast)?),
                 ("chunks", Value::In(Data::I32(table))),
                 ("dx", p.out(p.reverse(&dz).0)),
-                ("count", int(count)),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_last", int(p.dlast.is_some() as usize)),
+                ("count", Value::size(count)),
+                ("d", Value::size(p.d)),
+                ("w", Value::size(p.w)),
+                ("has_last", Value::size(p.dlast.is_some() as usize)),
             ];
             Ok((args, [p.d.div_ceil(bd), count, 1]))
         })
@@ -364,10 +347,10 @@ impl KernelCheck for StateGradient {
                 ("dlast", p.optional(&p.dlast)?),
                 ("seqs", Value::In(Data::I32(p.table(None)))),
                 ("dstate", p.out(p.reverse(&dz).1)),
-                ("count", int(p.lens.len())),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_last", int(p.dlast.is_some() as usize)),
+                ("count", Value::size(p.lens.len())),
+                ("d", Value::size(p.d)),
+                ("w", Value::size(p.w)),
+                ("has_last", Value::size(p.dlast.is_some() as usize)),
             ];
             Ok((args, [p.d.div_ceil(lanes), p.lens.len(), 1]))
         })
@@ -408,11 +391,11 @@ impl KernelCheck for Step {
                 ),
                 ("slot", Value::In(Data::I32(slots.to_vec()))),
                 ("y", p.out(pick(&y))),
-                ("rows", int(slots.len())),
-                ("d", int(p.d)),
-                ("w", int(p.w)),
-                ("has_bias", int(p.bias as usize)),
-                ("silu", int(p.silu as usize)),
+                ("rows", Value::size(slots.len())),
+                ("d", Value::size(p.d)),
+                ("w", Value::size(p.w)),
+                ("has_bias", Value::size(p.bias as usize)),
+                ("silu", Value::size(p.silu as usize)),
             ];
             Ok((args, [p.d.div_ceil(lanes), slots.len(), 1]))
         })

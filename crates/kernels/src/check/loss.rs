@@ -48,13 +48,12 @@ impl KernelCheck for CrossEntropy {
                 0 => x.clone(),
                 _ => each.iter().flat_map(|r| r.2.clone()).collect(),
             };
-            let out = |values| Value::Out { dtype: "f32", expected: Expected::of("f32", values) };
             let [smoothing, z, scale, logit_scale] = options.map(|x| Value::F32(x as f32));
             let args = vec![
                 ("x", Value::InOut { data, expected: Expected::of(dtype, after) }),
                 ("label", Value::In(Data::I64(labels))),
-                ("loss", out(each.iter().map(|r| r.0).collect())),
-                ("lse", out(each.iter().map(|r| r.1).collect())),
+                ("loss", Value::out("f32", each.iter().map(|r| r.0).collect())),
+                ("lse", Value::out("f32", each.iter().map(|r| r.1).collect())),
                 ("rows", Value::I32(rows as i32)),
                 ("v", Value::I32(v as i32)),
                 ("grad", Value::I32(grad)),

@@ -14,16 +14,8 @@ fn f32s(values: &[f64]) -> Result<Data> {
     Data::round("f32", values)
 }
 
-fn out(values: Vec<f64>) -> Value {
-    Value::Out { dtype: "f32", expected: Expected::of("f32", values) }
-}
-
 fn float(x: f64) -> Value {
     Value::F32(x as f32)
-}
-
-fn int(n: usize) -> Value {
-    Value::I32(n as i32)
 }
 
 fn lanes(kernel: &Kernel) -> Result<usize> {
@@ -42,8 +34,12 @@ impl KernelCheck for SumSquares {
             .map(|n| {
                 let data = Data::round(&kernel.dtype, &INPUTS.uniform(n as u64, n, -2.0, 1.0))?;
                 let squares = data.to_f64().chunks(block).map(|b| b.iter().map(|x| x * x).sum()).collect();
-                let args =
-                    vec![("x", Value::In(data)), ("part", out(squares)), ("n", int(n)), ("at", int(0))];
+                let args = vec![
+                    ("x", Value::In(data)),
+                    ("part", Value::out("f32", squares)),
+                    ("n", Value::size(n)),
+                    ("at", Value::size(0)),
+                ];
                 Ok(Case { label: format!("n = {n}"), args, grid: [n.div_ceil(block) as u32, 1, 1] })
             })
             .collect()
@@ -80,9 +76,9 @@ impl KernelCheck for Decide {
                         "count",
                         Value::InOut { data: f32s(&count)?, expected: Expected::of("f32", after.to_vec()) },
                     ),
-                    ("out", out(vec![norm, clip, go, 1.0 / c1, 1.0 / c2.sqrt()])),
-                    ("n", int(n)),
-                    ("skip", int(skip as usize)),
+                    ("out", Value::out("f32", vec![norm, clip, go, 1.0 / c1, 1.0 / c2.sqrt()])),
+                    ("n", Value::size(n)),
+                    ("skip", Value::size(skip as usize)),
                     ("max_norm", float(most)),
                     ("log1", float(BETAS[0].ln())),
                     ("log2", float(BETAS[1].ln())),
@@ -146,8 +142,8 @@ impl KernelCheck for Update {
                     ("m", in_out(&m, 1)),
                     ("v", in_out(&v, 2)),
                     ("values", Value::In(values)),
-                    ("n", int(n)),
-                    ("half", int(half as usize)),
+                    ("n", Value::size(n)),
+                    ("half", Value::size(half as usize)),
                     ("beta1", float(b1)),
                     ("beta2", float(b2)),
                     ("lr", float(lr)),

@@ -24,10 +24,6 @@ fn out(dtype: &'static str, like: &str, values: Vec<f64>) -> Value {
     Value::Out { dtype, expected: Expected::of(like, values) }
 }
 
-fn int(n: usize) -> Value {
-    Value::I32(n as i32)
-}
-
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
@@ -114,7 +110,7 @@ fn norm_forward(kernel: &Kernel, d: usize, full: bool) -> Result<Case> {
     let optional = |wanted: bool, dtype, values: Vec<f64>| {
         if wanted { out(dtype, dtype, values) } else { Value::Scratch(N * d * 4) }
     };
-    let flag = int(usize::from(full));
+    let flag = Value::size(usize::from(full));
     let args = vec![
         ("x", Value::In(x)),
         ("res", Value::In(res)),
@@ -125,8 +121,8 @@ fn norm_forward(kernel: &Kernel, d: usize, full: bool) -> Result<Case> {
         ("sum", optional(full, e, input.clone())),
         ("rstd", out("f32", "f32", rstd)),
         ("mean", optional(norm.mean, "f32", mean)),
-        ("n", int(N)),
-        ("d", int(d)),
+        ("n", Value::size(N)),
+        ("d", Value::size(d)),
         ("has_res", flag.clone()),
         ("has_w", flag.clone()),
         ("has_bias", flag),
@@ -190,7 +186,7 @@ fn norm_backward(kernel: &Kernel, d: usize, steps: usize, full: bool) -> Result<
     let optional = |wanted: bool, dtype, like: &str, values: Vec<f64>| {
         if wanted { out(dtype, like, values) } else { Value::Scratch(N * d * 4) }
     };
-    let flag = int(usize::from(full));
+    let flag = Value::size(usize::from(full));
     let args = vec![
         ("x", Value::In(x)),
         ("gate", Value::In(gate)),
@@ -204,9 +200,9 @@ fn norm_backward(kernel: &Kernel, d: usize, steps: usize, full: bool) -> Result<
         ("dgate", optional(norm.gate > 0, e, e, dgate)),
         ("dw", optional(full, "f32", e, dw)),
         ("db", optional(full, "f32", e, db)),
-        ("n", int(N)),
-        ("d", int(d)),
-        ("steps", int(steps)),
+        ("n", Value::size(N)),
+        ("d", Value::size(d)),
+        ("steps", Value::size(steps)),
         ("has_dsum", flag.clone()),
         ("has_w", flag.clone()),
         ("has_bias", flag),
@@ -244,10 +240,10 @@ fn swiglu_forward(kernel: &Kernel, d: usize, ld: usize) -> Result<Case> {
         ("a", Value::In(a)),
         ("b", Value::In(b)),
         ("y", out(e, e, y)),
-        ("n", int(N)),
-        ("d", int(d)),
-        ("lda", int(ld)),
-        ("ldb", int(ld)),
+        ("n", Value::size(N)),
+        ("d", Value::size(d)),
+        ("lda", Value::size(ld)),
+        ("ldb", Value::size(ld)),
     ];
     Ok(Case { label: format!("width {d}, rows {ld} apart"), args, grid: blocks(kernel, d)? })
 }
@@ -272,10 +268,10 @@ impl KernelCheck for SwigluBackward {
             ("dy", Value::In(dy)),
             ("da", out(e, e, da)),
             ("db", out(e, e, db)),
-            ("n", int(N)),
-            ("d", int(d)),
-            ("lda", int(d)),
-            ("ldb", int(d)),
+            ("n", Value::size(N)),
+            ("d", Value::size(d)),
+            ("lda", Value::size(d)),
+            ("ldb", Value::size(d)),
         ];
         Ok(vec![Case { label: format!("width {d}"), args, grid: blocks(kernel, d)? }])
     }

@@ -93,7 +93,6 @@ fn case(kernel: &Kernel, label: &str, options: Options) -> Result<Case> {
         Value::Scratch(256)
     };
     let flag = |on: bool| Value::I32(i32::from(on));
-    let int = |n: usize| Value::I32(n as i32);
     let args = vec![
         ("q", Value::In(x.q)),
         ("k", Value::In(x.k)),
@@ -108,11 +107,11 @@ fn case(kernel: &Kernel, label: &str, options: Options) -> Result<Case> {
         ("s", Value::InOut { data: x.s, expected: expected(out.s, "f32") }),
         ("o", Value::Out { dtype, expected: expected(out.o, dtype) }),
         ("kept", kept),
-        ("b", int(B)),
-        ("t", int(T)),
-        ("h", int(H)),
-        ("hv", int(HV)),
-        ("slots", int(SLOTS)),
+        ("b", Value::size(B)),
+        ("t", Value::size(T)),
+        ("h", Value::size(H)),
+        ("hv", Value::size(HV)),
+        ("slots", Value::size(SLOTS)),
         ("has_g", flag(options.gate)),
         ("has_beta", flag(options.beta)),
         ("norm", flag(options.norm)),
