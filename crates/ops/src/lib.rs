@@ -6,6 +6,7 @@
 //! fallback, on a combination it does not serve. Gates are natural-log decays, `<= 0`.
 
 pub mod activation;
+mod composed;
 pub mod conformance;
 pub mod conv;
 pub mod decay;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flashlin_tensor::{DType, Philox};
+use flashlin_tensor::{DType, Device, Philox};
 use half::{bf16, f16};
 
 use crate::{Mode, PackedSeqs, StateLayout};
@@ -60,6 +60,8 @@ pub struct Case {
     pub strength: f64,
     /// Seed of the random inputs.
     pub seed: u64,
+    /// Where the inputs lie.
+    pub device: Device,
 }
 
 impl Case {

@@ -57,31 +57,24 @@ use flashlin_tensor::{DType, Device, Tensor, poison_outputs};
 
 use crate::{Error, Mode, Result, StateLayout};
 
-/// An empty report for a check on a device, or one that says why the device cannot be used. From here on outputs start
-/// as NaN: results must not rest on zeros that nobody wrote.
+/// An empty report for a check on a device, or one that says why the device cannot be used: every operator that the suite stands for must say that
+/// it runs there. From here on outputs start as NaN: results must not rest on zeros that nobody wrote.
 fn ready(op: &str, check: &str, device: &Device) -> std::result::Result<Report, Report> {
     let mut report = Report::default();
     poison_outputs(true);
-    match device {
-        Device::Cpu => Ok(report),
-        other => {
-            report.fail(op, check, format!("device {other} is not available; available: cpu"));
-            Err(report)
-        }
+    if *device == Device::Cpu {
+        return Ok(report);
     }
-}
-
-/// As [`ready`] for suites that place their inputs on the device: the operator must say that it runs there.
-fn ready_anywhere(op: &str, check: &str, device: &Device) -> std::result::Result<Report, Report> {
-    let Device::Cuda(_) = device else { return ready(op, check, device) };
-    poison_outputs(true);
-    let mut report = Report::default();
-    let refused = match crate::find_op(op) {
-        Some(info) if info.devices.contains(&"cuda") => Tensor::zeros(&[1], DType::F32, device).err(),
-        Some(info) => {
-            Some(Error::unsupported("verify-ops", format!("device {device}"), info.devices.join(", ")))
-        }
+    let entry = ENTRIES.iter().find(|e| e.name() == op);
+    let mut infos = entry.into_iter().flat_map(Entry::infos).chain(crate::find_op(op)).peekable();
+    let refused = match infos.peek() {
         None => Some(Error::invalid("verify-ops", "op", format!("{op} is not in the registry"))),
+        Some(_) => infos.find(|info| !info.devices.contains(&"cuda")).map_or_else(
+            || Tensor::zeros(&[1], DType::F32, device).err(),
+            |info| {
+                Some(Error::unsupported("verify-ops", format!("device {device}"), info.devices.join(", ")))
+            },
+        ),
     };
     match refused {
         None => Ok(report),

@@ -7,7 +7,7 @@ use super::case::{Fill, Role, draw};
 use super::compare::{Report, tolerance, tolerance_of_sum};
 use super::grad_check::differences;
 use super::run::{How, away_from_zero, tensor, with_gaps};
-use super::{on_threads, ready_anywhere};
+use super::{on_threads, ready};
 use crate::{Error, ErrorKind, Result};
 
 /// An input that a case draws at random. All inputs are differentiable.
@@ -147,7 +147,7 @@ fn walk(
     device: &Device,
     f: impl Fn(&mut Report, &str, usize),
 ) -> Report {
-    let mut report = match ready_anywhere(op.name(), check, device) {
+    let mut report = match ready(op.name(), check, device) {
         Ok(report) => report,
         Err(report) => return report,
     };

@@ -26,7 +26,7 @@ pub fn reference_gradients(op: &dyn SequenceOp, device: &Device) -> Report {
             packed: Some(seqs),
             dtype: DType::F64,
             initial: true,
-            ..base(op, variant, SHAPE)
+            ..base(op, variant, SHAPE, &Device::Cpu)
         };
         let label = format!("{} reference_gradients: {}", op.name(), case.describe());
         let (inputs, arrays) = all_inputs(op, &case);

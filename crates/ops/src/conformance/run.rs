@@ -54,7 +54,7 @@ pub(super) struct How<'a> {
     pub views: bool,
     /// Track this input alone.
     pub only: Option<&'a str>,
-    /// Where the inputs lie.
+    /// Where the inputs of a module lie (a case of a sequence operator says it itself).
     pub device: Device,
 }
 
@@ -103,9 +103,9 @@ pub(super) fn with_gaps(values: &[f64], dims: &[usize], dtype: DType, device: &D
 }
 
 /// Token inputs of one dtype as slices of one `[B, T, width]` row, like those of a fused projection.
-fn fused(inputs: &[&Input]) -> Result<Vec<Tensor>> {
+fn fused(inputs: &[&Input], device: &Device) -> Result<Vec<Tensor>> {
     let width = |i: &Input| i.dims[2..].iter().product::<usize>();
-    let flat = |i: &Input| tensor(&i.values, &[i.dims[0], i.dims[1], width(i)], i.dtype);
+    let flat = |i: &Input| tensor(&i.values, &[i.dims[0], i.dims[1], width(i)], i.dtype)?.to_device(device);
     let parts = inputs.iter().map(|i| flat(i)).collect::<Result<Vec<_>>>()?;
     let all = Tensor::cat(&parts.iter().collect::<Vec<_>>(), 2)?;
     let mut start = 0;
@@ -131,12 +131,12 @@ fn variables(case: &Case, inputs: &[Input], how: How) -> Result<Vars> {
                 StateLayout::VK => (turned(&i.values, k, v), [n, hv, v, k]),
             };
             if how.views {
-                with_gaps(&values, &dims, i.dtype, &how.device)?
+                with_gaps(&values, &dims, i.dtype, &case.device)?
             } else {
-                tensor(&values, &dims, i.dtype)?
+                tensor(&values, &dims, i.dtype)?.to_device(&case.device)?
             }
         } else {
-            tensor(&i.values, &i.dims, i.dtype)?
+            tensor(&i.values, &i.dims, i.dtype)?.to_device(&case.device)?
         };
         vars.0.insert(i.name, track(i.name, t));
     }
@@ -147,7 +147,7 @@ fn variables(case: &Case, inputs: &[Input], how: How) -> Result<Vars> {
             if group.is_empty() {
                 continue;
             }
-            for (i, t) in group.iter().zip(fused(&group)?) {
+            for (i, t) in group.iter().zip(fused(&group, &case.device)?) {
                 vars.0.insert(i.name, track(i.name, t));
             }
         }
@@ -178,13 +178,14 @@ pub(super) fn execute_as(op: &dyn SequenceOp, case: &Case, how: How) -> Result<O
     let state_dims = out.state.as_ref().map(|s| s.dims().to_vec());
     let state_len = state_dims.iter().flatten().product::<usize>() * usize::from(state_dims.is_some());
     let (w_o, w_s) = loss_weights(case, out.o.tensor().numel(), state_len);
-    let mut roots = vec![(&out.o, tensor(&w_o, out.o.dims(), out.o.dtype())?)];
+    let root = |w: &[f64], of: &Var| tensor(w, of.dims(), of.dtype())?.to_device(&of.device());
+    let mut roots = vec![(&out.o, root(&w_o, &out.o)?)];
     if let Some(state) = &out.state {
         let w = match case.layout {
             StateLayout::KV => w_s,
             StateLayout::VK => turned(&w_s, case.shape.k, case.shape.v),
         };
-        roots.push((state, tensor(&w, state.dims(), state.dtype())?));
+        roots.push((state, root(&w, state)?));
     }
     let grads = Var::backward_with(roots)?;
     let mut outcome = Outcome {

@@ -139,7 +139,7 @@ fn compared(entry: &Entry) -> BTreeSet<&'static str> {
             (0..op.cases().len()).flat_map(|case| op.inputs(case)).map(|i| i.name).collect()
         }
         Subject::Sequence(op) => {
-            let inputs = |variant| op.inputs(&super::checks::base(op, variant, Shape::LIST[0]));
+            let inputs = |variant| op.inputs(&super::checks::base(op, variant, Shape::LIST[0], &Device::Cpu));
             let names = (0..op.variants().len()).flat_map(inputs).map(|i| i.name);
             names.chain(["initial_state"]).collect()
         }

@@ -3,7 +3,7 @@
 use flashlin_tensor::{DType, Device, Error, Result, Tensor, Var};
 
 use super::problem::Problem;
-use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput, StateLayout};
+use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput, StateLayout, composed};
 
 const OP: &str = "decay_attention";
 
@@ -108,6 +108,9 @@ pub fn decay_attention(args: DecayArgs) -> Result<SeqOutput> {
     let optional = [args.g, args.g_gamma, args.gk, args.gv, args.bonus, args.initial_state.map(|s| &s.value)];
     let mut inputs = vec![args.q, args.k, args.v];
     inputs.extend(optional.into_iter().flatten());
+    if args.q.device() != Device::Cpu || composed::forced() {
+        return super::cuda::run(&args, sizes, &seqs);
+    }
     let mut problem = Problem::new(&args, sizes, &seqs)?;
     let save = flashlin_tensor::grad_enabled() && inputs.iter().any(|v| v.is_tracked());
     let outputs = problem.forward(args.output_final_state, save)?;
@@ -177,9 +180,6 @@ fn validate_types(a: &DecayArgs) -> Result<()> {
     for (arg, x) in all.into_iter().filter_map(|(arg, x)| x.map(|x| (arg, x))) {
         if x.device() != a.q.device() {
             return Err(Error::DeviceMismatch { op: OP, a: a.q.device(), b: x.device() });
-        }
-        if x.device() != Device::Cpu {
-            return Err(Error::unsupported(OP, format!("device {}", x.device()), "cpu"));
         }
         let (fits, expected) = match arg {
             "q" => (dtype.is_float(), "f64, f32, bf16 or f16".to_string()),

@@ -1,8 +1,10 @@
 #![doc = include_str!("README.md")]
 
 mod api;
+mod composed;
 mod conform;
 pub mod cpu;
+mod cuda;
 mod named;
 mod problem;
 pub mod reference;

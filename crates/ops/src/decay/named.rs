@@ -15,7 +15,7 @@ macro_rules! info {
             source: $source,
             modes: &[Mode::Chunk, Mode::Recurrent],
             dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
-            devices: &["cpu"],
+            devices: &["cpu", "cuda"],
             grads: $grads,
         };
     };

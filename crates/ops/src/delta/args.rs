@@ -169,7 +169,6 @@ impl Call {
     /// Checks everything that a caller can get wrong.
     pub fn new(a: &DeltaArgs<'_>) -> Result<Call> {
         let op = a.op;
-        a.v.device().require_cpu(op)?;
         let [b, t, h, k] = a.q.tensor().dims_n(op, "q")?;
         let [_, _, hv, v] = a.v.tensor().dims_n(op, "v")?;
         let shape = |arg: &'static str, var: &Var, want: &[usize], names: &str| match var.dims() == want {

@@ -1,8 +1,10 @@
 #![doc = include_str!("README.md")]
 
 mod args;
+mod composed;
 mod conform;
 mod cpu;
+mod cuda;
 mod flops;
 pub mod reference;
 mod resume;
@@ -39,7 +41,7 @@ const COMMON: OpInfo = OpInfo {
     source: "arXiv:2406.06484",
     modes: &[Mode::Chunk, Mode::Recurrent],
     dtypes: &[DType::F32, DType::BF16, DType::F16, DType::F64],
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["q", "k", "v", "beta", "initial_state"],
 };
 

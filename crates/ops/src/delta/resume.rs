@@ -1,6 +1,6 @@
 //! The step of a call whose state belongs to the caller: one token for each row, written where the state lies.
 
-use flashlin_tensor::{DType, Result, Tensor, Var};
+use flashlin_tensor::{DType, Device, Result, Tensor, Var};
 
 use super::args::{DeltaArgs, DeltaGate, GateActivation};
 use super::run::op_inputs;
@@ -18,7 +18,7 @@ pub fn delta_step_on(args: &DeltaArgs<'_>, state: &mut RecurrentState) -> Result
     let [b, t, ..] = *args.v.dims() else { return Ok(None) };
     let Some(slots) = single_tokens(args.seqs, b, t) else { return Ok(None) };
     let step_form = args.mode.resolve(1) == Mode::Recurrent && args.v.dtype() != DType::F64;
-    if !step_form || recorded(op_inputs(args).0) {
+    if !step_form || args.v.device() != Device::Cpu || recorded(op_inputs(args).0) {
         return Ok(None);
     }
     let x = Rows::new(args)?;

@@ -1,6 +1,6 @@
 //! From checked arguments to kernels: the forward call, its recording, and the backward call.
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Element, Error, Real, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Element, Error, Real, Result, Tensor, Var};
 use half::{bf16, f16};
 
 use super::args::{Call, DeltaArgs, DeltaGate};
@@ -8,7 +8,7 @@ use super::cpu::{
     self, Data, GradsOut, Input, Inputs, SaveTo, Saved, StateStrides, States, Walk, saved_sizes, sum_groups,
 };
 use crate::simd;
-use crate::{Mode, RecurrentState, SeqOutput};
+use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput, composed};
 
 /// Reads a `[B, T, heads]` or `[B, T, heads, n]` tensor with contiguous rows.
 pub(super) fn input<'a>(x: &'a Tensor, arg: &'static str, op: &'static str) -> Result<Input<'a>> {
@@ -146,6 +146,10 @@ pub(super) fn op_inputs<'a>(a: &DeltaArgs<'a>) -> (Vec<&'a Var>, Slots) {
 /// Runs a call and records it where something is tracked.
 pub(super) fn run(a: &DeltaArgs<'_>) -> Result<SeqOutput> {
     let call = Call::new(a)?;
+    if call.device != Device::Cpu || composed::forced() {
+        let seqs = PackedSeqs::resolve(call.op, a.seqs, call.batch, call.len)?;
+        return super::cuda::run(a, &seqs);
+    }
     let (vars, slots) = op_inputs(a);
     let save = flashlin_tensor::grad_enabled() && vars.iter().any(|v| v.is_tracked());
     let (o, last, saved) = match call.dtype.accumulator() {

@@ -65,6 +65,7 @@ impl DeltaStep {
     /// # Errors
     /// As [`delta_rule`](super::delta_rule), and for f64, which has no pool form.
     pub fn new(args: &DeltaArgs<'_>, slots: usize) -> Result<DeltaStep> {
+        args.v.device().require_cpu(args.op)?;
         let call = Call::new(&DeltaArgs { initial_state: None, seqs: None, ..*args })?;
         if call.dtype.accumulator() != flashlin_tensor::DType::F32 {
             return Err(Error::unsupported(

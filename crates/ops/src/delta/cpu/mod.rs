@@ -21,7 +21,7 @@ pub(crate) use self::gradients::{GradsOut, backward, sum_groups};
 pub(crate) use self::input::{Data, Input, Seq, StateStrides};
 use self::input::{Rows, rows_by_task};
 pub(crate) use self::panels::Panels;
-pub(crate) use self::panels::{GateKind, Inputs, Spec};
+pub(crate) use self::panels::{GateKind, Inputs, L2_EPS, Spec};
 pub(crate) use self::recurrent::Token;
 use crate::simd::{Buf, Real, padded};
 

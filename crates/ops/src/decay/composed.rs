@@ -1,0 +1,43 @@
+//! The family on the general path of `composed`: gates added up, heads repeated, everything in the accumulator's dtype.
+
+use flashlin_tensor::{Result, Var};
+
+use super::api::{DecayArgs, Sizes};
+use crate::composed::{Composed, repeat_heads};
+use crate::{PackedSeqs, RecurrentState, SeqOutput, StateLayout};
+
+/// A checked call.
+pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqOutput> {
+    let dtype = a.q.dtype().accumulator();
+    let keys = |x: &Var| repeat_heads(&x.to_dtype(dtype)?, s.hv);
+    let composed = Composed {
+        q: keys(a.q)?.affine(a.scale.unwrap_or((s.k as f64).powf(-0.5)), 0.0)?,
+        k: keys(a.k)?,
+        v: a.v.to_dtype(dtype)?,
+        gate: gate(a, s)?,
+        value_gate: a.gv.map(|g| g.to_dtype(dtype)).transpose()?,
+        bonus: a.bonus.map(|u| keys(&u.reshape(&[1, 1, s.h, s.k])?)?.reshape(&[s.hv, s.k])).transpose()?,
+        erase: None,
+        initial: a.initial_state.map(|h0| key_first(&h0.value, a.layout)).transpose()?,
+        seqs,
+    };
+    let (o, last) = composed.run()?;
+    let last = a.output_final_state.then(|| key_first(&last, a.layout)).transpose()?;
+    let final_state = last.map(|value| RecurrentState { value, layout: a.layout });
+    Ok(SeqOutput { o: o.to_dtype(a.v.dtype())?, final_state })
+}
+
+/// A state in `layout` as KV, and the way back.
+fn key_first(state: &Var, layout: StateLayout) -> Result<Var> {
+    if layout == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
+}
+
+/// All decays of the state's rows in one, `[B, T, HV, 1]` or `[B, T, HV, K]`.
+fn gate(a: &DecayArgs<'_>, s: Sizes) -> Result<Option<Var>> {
+    let dtype = a.q.dtype().accumulator();
+    let token = a.g.map(|g| g.to_dtype(dtype)?.reshape(&[s.b, s.t, s.hv, 1])).transpose()?;
+    let head = a.g_gamma.map(|g| g.to_dtype(dtype)?.reshape(&[1, 1, s.hv, 1])?.expand(&[s.b, s.t, s.hv, 1]));
+    let channel = a.gk.map(|g| repeat_heads(&g.to_dtype(dtype)?, s.hv)).transpose()?;
+    let all = [channel, token, head.transpose()?].into_iter().flatten().map(Ok);
+    all.reduce(|a: Result<Var>, b| a?.add(&b?)).transpose()
+}
