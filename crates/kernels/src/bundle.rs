@@ -139,7 +139,7 @@ impl Bundle {
 
     /// The configurations of a kernel with this dtype: they are neighbours, because names begin with both. Called by every launch, so it searches
     /// instead of looking at all.
-    fn of_type(&self, kernel: &str, dtype: &str) -> &[Kernel] {
+    pub(crate) fn of_type(&self, kernel: &str, dtype: &str) -> &[Kernel] {
         let prefix = format!("{kernel}@{dtype}_");
         let all = self.kernels();
         let begin = |k: &Kernel| {

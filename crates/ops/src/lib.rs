@@ -12,6 +12,7 @@ pub mod conv;
 pub mod decay;
 pub mod delta;
 pub mod gate;
+mod kernels;
 pub mod loss;
 mod mode;
 pub mod norm;

@@ -8,7 +8,7 @@ use flashlin_tensor::{Error, Result, Tensor, Var, grad_enabled};
 
 use crate::{
     Mode, PackedSeqs, RecurrentState, SeqOutput, StateLayout,
-    decay::{DecayArgs, decay_attention},
+    decay::{self, DecayArgs, decay_attention},
     delta::{DeltaArgs, delta_rule, delta_step_on},
 };
 
@@ -48,6 +48,9 @@ impl<'a> Recurrence<'a> for DecayArgs<'a> {
 
     fn run(self, state: Option<&mut RecurrentState>) -> Result<Var> {
         let Some(state) = state else { return Ok(decay_attention(self)?.o) };
+        if let Some(o) = decay::step_on(&self, state)? {
+            return Ok(o);
+        }
         let args = DecayArgs { initial_state: Some(&*state), output_final_state: true, ..self };
         let out = decay_attention(args)?;
         advanced(out, state)

@@ -6,7 +6,7 @@
 //! (absent: 0 and 1).
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, o `[B, T, HV, V]`; s f32 `[slots, HV, K, V]`; slot i32 `[B]`: the row's state (negative: the row is
-//! skipped and its output not written). With `keep`, the state after each token also goes to kept f32 `[B, T, HV, K, V]`, so that
+//! skipped and its output not written; absent: row b has slot b). With `keep`, the state after each token also goes to kept f32 `[B, T, HV, K, V]`, so that
 //! rejected speculative tokens can be rolled back. Grid: `(V / BV, HV, B)`.
 
 /// Kernel.
@@ -47,6 +47,7 @@ pub mod step {
         has_beta: i32,
         norm: i32,
         keep: i32,
+        has_slot: i32,
         eps: f32,
         scale: f32,
         bmax: f32,
@@ -54,7 +55,10 @@ pub mod step {
         let pid: (i32, i32, i32) = get_tile_block_id();
         let (iv, ih, ib) = (pid.0, pid.1, pid.2);
         let iq: i32 = ih / (hv / h);
-        let place: i32 = unsafe { int_at(slot, b, ib) };
+        let mut place: i32 = ib;
+        if has_slot == 1i32 {
+            place = unsafe { int_at(slot, b, ib) };
+        }
         if place >= 0i32 {
             let n: i32 = place * hv + ih;
             let qv: Tensor<E, { [-1, -1, -1, K] }> = unsafe { rows::<E, K>(q, b, t, h) };

@@ -140,6 +140,7 @@ fn launch(gpu: &Gpu<'_>, kernel: &Kernel, bufs: &Bufs, [b, t, h, hv]: [usize; 4]
         ("has_beta", 1.0),
         ("norm", 1.0),
         ("keep", keep),
+        ("has_slot", 1.0),
         ("eps", EPS),
         ("scale", (kd as f64).powf(-0.5)),
         ("bmax", 2.0),

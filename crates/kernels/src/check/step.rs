@@ -24,6 +24,7 @@ struct Options {
     keep: bool,
     gate: bool,
     beta: bool,
+    slots: bool,
 }
 
 /// Operands, as the device sees them.
@@ -54,9 +55,9 @@ impl KernelCheck for Step {
 
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
         let all = [
-            ("normalised, kept", Options { norm: true, keep: true, gate: true, beta: true }),
-            ("plain", Options { norm: false, keep: false, gate: true, beta: true }),
-            ("no gate, no beta", Options { norm: true, keep: false, gate: false, beta: false }),
+            ("normalised, kept", Options { norm: true, keep: true, gate: true, beta: true, slots: true }),
+            ("plain", Options { norm: false, keep: false, gate: true, beta: true, slots: false }),
+            ("no gate, no beta", Options { norm: true, keep: false, gate: false, beta: false, slots: true }),
         ];
         all.into_iter().map(|(label, options)| case(kernel, label, options)).collect()
     }
@@ -116,6 +117,7 @@ fn case(kernel: &Kernel, label: &str, options: Options) -> Result<Case> {
         ("has_beta", flag(options.beta)),
         ("norm", flag(options.norm)),
         ("keep", flag(options.keep)),
+        ("has_slot", flag(options.slots)),
         ("eps", Value::F32(EPS as f32)),
         ("scale", Value::F32((k as f64).powf(-0.5) as f32)),
         ("bmax", Value::F32(BETA_MAX as f32)),
@@ -138,6 +140,7 @@ fn reference(x: &Operands, [k, v]: [usize; 2], erase: bool, raw: bool, options: 
         row.iter().map(|x| x * r).collect()
     };
     for (b, slot) in SLOT.into_iter().enumerate() {
+        let slot = if options.slots { slot } else { b };
         for head in 0..HV {
             let state = &mut out.s[(slot * HV + head) * k * v..][..k * v];
             for t in 0..T {

@@ -7,7 +7,7 @@ mod recurrence;
 mod rows;
 mod sequences;
 
-pub use recurrence::{Recurrence, RecurrentShape, backward, forward, step};
+pub use recurrence::{Gate, Recurrence, RecurrentShape, backward, forward, head_dims, step};
 pub use rows::{norm_backward, norm_forward, swiglu_backward, swiglu_forward};
 pub use sequences::{CHUNK, Sequences};
 

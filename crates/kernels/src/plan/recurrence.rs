@@ -10,14 +10,22 @@ use crate::{Error, Kernel, Result};
 /// Sequences x heads, as a share of the SMs, below which outputs get a launch of their own. On an H200 the serial pass takes 1.45 us a chunk with outputs and 0.87 without;
 /// the outputs apart cost in proportion to the heads.
 const FEW: f64 = 0.18;
-/// What decays: one value a token and head (the `MODE` of the cumulative sum).
-const A_TOKEN: i64 = 2;
+/// What decays the state of `decay`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// Nothing.
+    None,
+    /// One value a head.
+    Head,
+    /// One value a token and head.
+    Token,
+}
 
 /// Which recurrence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Recurrence {
     /// `S <- e^g S + k v^T`.
-    Decay,
+    Decay(Gate),
     /// `S <- e^g S; S += k (beta (v - S^T k))^T`.
     Delta,
 }
@@ -112,8 +120,8 @@ impl<'m> Maker<'m> {
         let (shape, dtype) = (self.shape, self.dtype);
         let [c, k, _, vl] = shape.dims();
         match recurrence {
-            Recurrence::Decay => {
-                let generics = [c, vl, ("MODE", A_TOKEN)];
+            Recurrence::Decay(gate) => {
+                let generics = [c, vl, ("MODE", gate as i64)];
                 let sum = self.machine.choose("decay_cumsum", "f32", &generics, shape.fill(self.machine))?;
                 self.plan.launch(sum, shape.chunk_grid())?;
                 self.plan.workspace.push(shape.per_chunk("gc", "f32", [1, CHUNK]));
@@ -179,7 +187,7 @@ pub fn forward(
         return Ok(make.plan);
     }
     make.prepare(recurrence)?;
-    if recurrence == Recurrence::Decay && shape.fill(machine) < FEW {
+    if recurrence != Recurrence::Delta && shape.fill(machine) < FEW {
         let mut divided = Maker { plan: make.plan.clone(), ..make };
         // Not enough memory for the states, or no such kernel: the serial pass does it alone.
         if divided.outputs_apart().is_ok() && divided.plan.bytes() <= machine.free_bytes {
@@ -188,7 +196,7 @@ pub fn forward(
         make = Maker { plan: Plan::default(), ..divided };
         make.prepare(recurrence)?;
     }
-    let name = if recurrence == Recurrence::Decay { "decay_fwd" } else { "delta_fwd" };
+    let name = if recurrence == Recurrence::Delta { "delta_fwd" } else { "decay_fwd" };
     make.serial(name, &[("OUT", 1), ("SAVE", 0)])?;
     make.plan.fits("the forward", machine)
 }
@@ -212,7 +220,7 @@ pub fn backward(
     }
     make.prepare(recurrence)?;
     let [again, states, gradients] = match recurrence {
-        Recurrence::Decay => ["decay_fwd", "decay_dstate", "decay_bwd"],
+        Recurrence::Decay(_) => ["decay_fwd", "decay_dstate", "decay_bwd"],
         Recurrence::Delta => ["delta_fwd", "delta_dstate", "delta_bwd"],
     };
     make.serial(again, &[("OUT", 0), ("SAVE", 1)])?;
@@ -249,4 +257,12 @@ pub fn step(
     let found = machine.choose("delta_step", dtype, &generics, shape.fill(machine))?;
     plan.launch(found, [shape.value_blocks(found)?, shape.value_heads, shape.sequences.batch])?;
     Ok(plan)
+}
+
+/// The head dims `[K, V]` of the smallest configuration of a kernel that holds heads of `dims`: zeros beyond them change nothing. None where heads are too wide.
+pub fn head_dims(machine: &Machine<'_>, kernel: &str, dtype: &str, dims: [usize; 2]) -> Option<[usize; 2]> {
+    let kernels = machine.bundle.of_type(kernel, dtype).iter();
+    let size = |k: &Kernel, name| k.generic(name).and_then(|n| usize::try_from(n).ok());
+    let all = kernels.filter_map(|k| Some([size(k, "K")?, size(k, "V")?]));
+    all.filter(|d| d[0] >= dims[0] && d[1] >= dims[1]).min_by_key(|d| d[0] * d[1])
 }

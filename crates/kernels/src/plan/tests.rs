@@ -88,21 +88,24 @@ fn many_heads_take_one_serial_launch_and_few_heads_two() {
     let (b, t) = (names(), Tuning::default());
     let m = machine(&b, &t);
     let wide = shape(Sequences::rows(1, 8192), 96, 96);
-    let plan = forward(&m, &wide, Recurrence::Decay, "bf16", false).unwrap();
+    let plan = forward(&m, &wide, Recurrence::Decay(Gate::Token), "bf16", false).unwrap();
     let grids: Vec<_> = plan.launches.iter().map(|l| (l.kernel.split('@').next().unwrap(), l.grid)).collect();
     // ST = 0 exists and is taken where no state is given.
     assert_eq!(grids, [("decay_cumsum", [96, 128, 1]), ("decay_fwd", [4, 96, 1])]);
-    let plan = forward(&m, &wide, Recurrence::Decay, "bf16", true).unwrap();
+    let plan = forward(&m, &wide, Recurrence::Decay(Gate::Token), "bf16", true).unwrap();
     assert_eq!(plan.launches[1].grid, [2, 96, 1]);
     let few = shape(Sequences::rows(1, 32768), 4, 16);
-    let split = forward(&m, &few, Recurrence::Decay, "bf16", false).unwrap();
+    let split = forward(&m, &few, Recurrence::Decay(Gate::Token), "bf16", false).unwrap();
     assert_eq!(split.launches.last().unwrap().grid, [16, 512, 1]);
     assert_eq!(split.bytes(), 512 * 16 * 64 * 4 + 512 * 16 * 128 * 128 * 2);
     // Without memory for the states the serial launch does it alone, and without any it is an error.
     let poor = Machine { free_bytes: 4 << 20, ..m };
-    assert_eq!(forward(&poor, &few, Recurrence::Decay, "bf16", false).unwrap().launches.len(), 2);
+    assert_eq!(
+        forward(&poor, &few, Recurrence::Decay(Gate::Token), "bf16", false).unwrap().launches.len(),
+        2
+    );
     let poorer = Machine { free_bytes: 1 << 20, ..m };
-    let text = forward(&poorer, &few, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    let text = forward(&poorer, &few, Recurrence::Decay(Gate::Token), "bf16", false).unwrap_err().to_string();
     assert!(text.contains("2097152") && text.contains("1048576"), "{text}");
 }
 
@@ -111,27 +114,35 @@ fn what_is_not_there_is_an_error_and_nothing_is_nothing() {
     let (b, t) = (names(), Tuning::default());
     let m = machine(&b, &t);
     let packed = shape(Sequences::packed(&[0, 100, 200]).unwrap(), 96, 96);
-    let plan = forward(&m, &packed, Recurrence::Decay, "bf16", false).unwrap();
+    let plan = forward(&m, &packed, Recurrence::Decay(Gate::Token), "bf16", false).unwrap();
     assert_eq!((plan.launches[0].grid, plan.launches[1].grid), ([96, 4, 1], [2, 96, 2]));
-    assert!(backward(&m, &packed, Recurrence::Decay, "bf16", false).is_err());
+    assert!(backward(&m, &packed, Recurrence::Decay(Gate::Token), "bf16", false).is_err());
     let rows = shape(Sequences::rows(1, 100), 96, 96);
-    let plan = backward(&m, &rows, Recurrence::Decay, "bf16", false).unwrap();
+    let plan = backward(&m, &rows, Recurrence::Decay(Gate::Token), "bf16", false).unwrap();
     assert_eq!((plan.launches.len(), plan.workspace.len()), (4, 3));
     let odd = RecurrentShape { key_dim: 96, ..packed.clone() };
-    let text = forward(&m, &odd, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    let text = forward(&m, &odd, Recurrence::Decay(Gate::Token), "bf16", false).unwrap_err().to_string();
     assert!(text.contains("K=96") && text.contains("decay_fwd@bf16_C64_K128"), "{text}");
     assert!(forward(&m, &packed, Recurrence::Delta, "bf16", false).is_err());
     let uneven = RecurrentShape { heads: 5, ..packed };
     assert!(
-        forward(&m, &uneven, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("evenly")
+        forward(&m, &uneven, Recurrence::Decay(Gate::Token), "bf16", false)
+            .unwrap_err()
+            .to_string()
+            .contains("evenly")
     );
     let empty = shape(Sequences::rows(2, 0), 4, 4);
-    assert_eq!(forward(&m, &empty, Recurrence::Decay, "bf16", false).unwrap(), Plan::default());
+    assert_eq!(forward(&m, &empty, Recurrence::Decay(Gate::Token), "bf16", false).unwrap(), Plan::default());
     let long = shape(Sequences::rows(1, 64 * 70_000), 96, 96);
-    let text = forward(&m, &long, Recurrence::Decay, "bf16", false).unwrap_err().to_string();
+    let text = forward(&m, &long, Recurrence::Decay(Gate::Token), "bf16", false).unwrap_err().to_string();
     assert!(text.contains("4480000 tokens") && text.contains("174762"), "{text}");
     let many = shape(Sequences::rows(70_000, 64), 2, 2);
-    assert!(backward(&m, &many, Recurrence::Decay, "bf16", false).unwrap_err().to_string().contains("70000"));
+    assert!(
+        backward(&m, &many, Recurrence::Decay(Gate::Token), "bf16", false)
+            .unwrap_err()
+            .to_string()
+            .contains("70000")
+    );
 }
 
 #[test]
@@ -154,9 +165,15 @@ fn plans_name_kernels_of_the_embedded_bundles() {
         let (Ok(bundle), Ok(tuning)) = (embedded(arch), Tuning::of(arch)) else { continue };
         for sm_count in [8, 108, 132] {
             let m = Machine { bundle, tuning, sm_count, free_bytes: 1 << 42 };
-            for (recurrence, name) in [(Recurrence::Decay, "decay_fwd"), (Recurrence::Delta, "delta_fwd")] {
+            let decays = [Gate::None, Gate::Head, Gate::Token].map(|g| (Recurrence::Decay(g), "decay_fwd"));
+            for (recurrence, name) in decays.into_iter().chain([(Recurrence::Delta, "delta_fwd")]) {
                 if bundle.kernels().iter().any(|k| k.kernel == name) {
                     recurrent_classes(&m, recurrence);
+                    let fit = |dims| head_dims(&m, &name.replace("fwd", "bwd"), "bf16", dims);
+                    assert_eq!(
+                        (fit([5, 64]), fit([65, 1]), fit([513, 8])),
+                        (Some([64, 64]), Some([128, 128]), None)
+                    );
                 }
             }
         }

@@ -5,7 +5,7 @@ use flashlin_tensor::{DType, Device, Error, Result, Tensor, Var};
 use super::problem::Problem;
 use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput, StateLayout, composed};
 
-const OP: &str = "decay_attention";
+pub(super) const OP: &str = "decay_attention";
 
 /// Arguments of [`decay_attention`]; shapes in the [module's table](crate::decay). Start from [`DecayArgs::new`] and
 /// set what differs:
@@ -121,7 +121,7 @@ pub fn decay_attention(args: DecayArgs) -> Result<SeqOutput> {
     Ok(SeqOutput { o, final_state })
 }
 
-fn validate(a: &DecayArgs) -> Result<Sizes> {
+pub(super) fn validate(a: &DecayArgs) -> Result<Sizes> {
     let [b, t, h, k] = a.q.tensor().dims_n::<4>(OP, "q")?;
     let [_, _, hv, v] = a.v.tensor().dims_n::<4>(OP, "v")?;
     let want = |arg, x: &Var, dims: &[usize], names: &str| match x.dims() == dims {

@@ -1,12 +1,185 @@
-//! The family on a GPU.
+//! The family on a GPU: chunked kernels (`tiles/src/decay`) where only heads or tokens decay and inputs are half precision; the
+//! general path of `composed` for everything else.
 
-use flashlin_tensor::Result;
+use flashlin_tensor::cuda::plan::{Gate, Recurrence};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Result, Tensor, Var};
 
-use super::api::{DecayArgs, Sizes};
+use super::api::{DecayArgs, OP, Sizes, validate};
 use super::composed;
-use crate::{PackedSeqs, SeqOutput};
+use crate::kernels::{self, Chunked, Gates, Step};
+use crate::recurrence::{recorded, single_tokens};
+use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput};
 
 /// A checked call.
 pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqOutput> {
-    composed::run(a, s, seqs)
+    let channels = by_channel(a);
+    let gate = match (a.g, a.g_gamma) {
+        (None, None) => Gate::None,
+        (None, Some(_)) => Gate::Head,
+        _ => Gate::Token,
+    };
+    let sizes = kernels::Sizes { b: s.b, t: s.t, h: s.h, hv: s.hv, k: s.k, v: s.v };
+    let at = (a.seqs.is_some(), a.layout);
+    let general = channels || a.q.device() == Device::Cpu;
+    if !general && let Some(out) = stepped(a, sizes, seqs)? {
+        return Ok(out);
+    }
+    let call = match general {
+        true => None,
+        false => Chunked::of(OP, Recurrence::Decay(gate), a.v.tensor(), sizes, seqs, at)?,
+    };
+    let Some(call) = call else { return composed::run(a, s, seqs) };
+    let g = one_gate(a)?;
+    let first = a.initial_state.map(|h0| &h0.value);
+    let problem = Problem {
+        q: a.q.tensor().clone(),
+        k: a.k.tensor().clone(),
+        v: a.v.tensor().clone(),
+        g: g.as_ref().map(|g| g.tensor().contiguous()).transpose()?,
+        first: first.map(|h0| call.state(h0.tensor())).transpose()?,
+        scale: scale(a),
+        call,
+    };
+    let outputs = problem.forward(a.output_final_state)?;
+    let inputs: Vec<&Var> =
+        [Some(a.q), Some(a.k), Some(a.v), g.as_ref(), first].into_iter().flatten().collect();
+    let mut outputs = Var::from_op(OP, &inputs, outputs, || Box::new(problem)).into_iter();
+    let o = outputs.next().ok_or_else(|| flashlin_tensor::Error::invalid(OP, "o", "was not computed"))?;
+    let final_state = outputs.next().map(|value| RecurrentState { value, layout: a.layout });
+    Ok(SeqOutput { o, final_state })
+}
+
+/// True where only the general path knows an option.
+fn by_channel(a: &DecayArgs<'_>) -> bool {
+    a.gk.is_some() || a.gv.is_some() || a.bonus.is_some()
+}
+
+/// f32 `[B, T, HV]` or `[HV]`. The kernels know one gate: both together decay by their sum, through the graph.
+fn one_gate(a: &DecayArgs<'_>) -> Result<Option<Var>> {
+    Ok(match (a.g, a.g_gamma) {
+        (Some(g), Some(gamma)) => Some(g.to_dtype(DType::F32)?.add(&gamma.to_dtype(DType::F32)?)?),
+        (one, other) => one.or(other).map(|g| g.to_dtype(DType::F32)).transpose()?,
+    })
+}
+
+/// The gates of a step: one for each token.
+fn step_gates(a: &DecayArgs<'_>, s: kernels::Sizes) -> Result<Gates> {
+    let g = one_gate(a)?.map(|g| g.tensor().expand(&[s.b, s.t, s.hv])?.contiguous()).transpose()?;
+    Ok(Gates::Ready { g, beta: None })
+}
+
+fn qkv<'a>(a: &DecayArgs<'a>) -> [&'a Tensor; 3] {
+    [a.q, a.k, a.v].map(Var::tensor)
+}
+
+fn scale(a: &DecayArgs<'_>) -> f64 {
+    a.scale.unwrap_or((a.q.dim(3) as f64).powf(-0.5))
+}
+
+/// The recurrent form with a new state: rows of equal length, nothing recorded.
+fn stepped(a: &DecayArgs<'_>, s: kernels::Sizes, seqs: &PackedSeqs) -> Result<Option<SeqOutput>> {
+    let few = seqs.longest() == 1 || a.mode == Mode::Recurrent;
+    if !few || a.seqs.is_some() || recorded(inputs(a)) {
+        return Ok(None);
+    }
+    let gates = step_gates(a, s)?;
+    let step = Step::of(OP, Recurrence::Decay(Gate::Token), a.v.tensor(), s, &gates)?;
+    let first = a.initial_state.map(|h0| (h0, a.layout));
+    step.map(|x| x.anew(qkv(a), &gates, (false, scale(a)), first, a.layout, a.output_final_state)).transpose()
+}
+
+fn inputs<'a>(a: &DecayArgs<'a>) -> impl Iterator<Item = &'a Var> {
+    let optional = [a.g, a.g_gamma, a.gk, a.gv, a.bonus, a.initial_state.map(|s| &s.value)];
+    [a.q, a.k, a.v].into_iter().chain(optional.into_iter().flatten())
+}
+
+/// Advances a state where it lies, if the call is one token for each row, the kernel knows it, and the state is nobody else's.
+pub(crate) fn step_on(a: &DecayArgs<'_>, state: &mut RecurrentState) -> Result<Option<Var>> {
+    let on_gpu = a.v.device() != Device::Cpu && a.mode.resolve(1) == Mode::Recurrent;
+    if !on_gpu || by_channel(a) || recorded(inputs(a)) {
+        return Ok(None);
+    }
+    let s = validate(a)?;
+    let Some(rows) = single_tokens(a.seqs, s.b, s.t).filter(|rows| !rows.is_empty()) else { return Ok(None) };
+    let n = a.seqs.map_or(s.b, PackedSeqs::len);
+    state.check(OP, a.layout, a.layout.dims(n, s.hv, s.k, s.v), a.v.dtype())?;
+    let one = kernels::Sizes { b: rows.len(), t: 1, h: s.h, hv: s.hv, k: s.k, v: s.v };
+    let gates = step_gates(a, kernels::Sizes { b: s.b, t: s.t, ..one })?;
+    let step = Step::of(OP, Recurrence::Decay(Gate::Token), a.v.tensor(), one, &gates)?;
+    let Some(step) = step else { return Ok(None) };
+    Ok(step.in_place(qkv(a), &gates, (false, scale(a)), state, &rows)?.map(Var::constant))
+}
+
+/// What the graph keeps: states and scores are computed again.
+struct Problem {
+    call: Chunked,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// f32 `[B, T, HV]` or `[HV]`.
+    g: Option<Tensor>,
+    /// As the kernels read it.
+    first: Option<Tensor>,
+    scale: f64,
+}
+
+impl Problem {
+    fn operands(&self) -> Result<flashlin_tensor::cuda::Operands> {
+        let mut x = self.call.operands(&self.q, &self.k, &self.v, self.scale)?;
+        x.optional("g", "has_g", self.g.as_ref())?;
+        x.optional("h0", "has_h0", self.first.as_ref())?;
+        Ok(x)
+    }
+
+    fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
+        let o = self.call.rows(false)?;
+        let last = want_state.then(|| self.call.new_state()).transpose()?;
+        let mut x = self.operands()?;
+        x.array("o", &o)?;
+        x.absent("hs");
+        x.optional("ht", "has_ht", last.as_ref())?;
+        let plan = self.call.plan(false, want_state || self.first.is_some())?;
+        // SAFETY: every array has the shape that the kernels' documentation states for these sizes.
+        unsafe { x.run(&plan) }?;
+        let mut out = vec![self.call.own_values(&o)?];
+        out.extend(last.map(|s| self.call.own_state(&s)).transpose()?);
+        Ok(out)
+    }
+}
+
+impl Backward for Problem {
+    fn backward(
+        self: Box<Self>,
+        ctx: &mut BackwardCtx<'_>,
+        mut grads: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let call = &self.call;
+        let d_o = call.values(&ctx.or_zeros(0, &mut grads)?)?;
+        let d_last = grads.get_mut(1).and_then(Option::take).map(|d| call.state(&d)).transpose()?;
+        let want_first = self.first.is_some() && ctx.needs(3 + usize::from(self.g.is_some()));
+        let (dq, dk, dv) = (call.rows(true)?, call.rows(true)?, call.rows(false)?);
+        let dg = (self.g.is_some() && ctx.needs(3)).then(|| call.gates()).transpose()?;
+        let d_first = want_first.then(|| call.new_state()).transpose()?;
+        let mut x = self.operands()?;
+        for (name, t) in [("d_o", &d_o), ("dq", &dq), ("dk", &dk), ("dv", &dv)] {
+            x.array(name, t)?;
+        }
+        x.optional("dg", "has_dg", dg.as_ref())?;
+        x.optional("dht", "has_dht", d_last.as_ref())?;
+        x.optional("dh0", "has_dh0", d_first.as_ref())?;
+        // Of the forward's kernel only the states are wanted.
+        x.absent("o");
+        x.optional("ht", "has_ht", None)?;
+        let plan = call.plan(true, self.first.is_some() || d_last.is_some())?;
+        // SAFETY: as in `forward`.
+        unsafe { x.run(&plan) }?;
+        let mut out = vec![Some(call.own_keys(&dq)?), Some(call.own_keys(&dk)?), Some(call.own_values(&dv)?)];
+        if let Some(g) = &self.g {
+            out.push(dg.map(|dg| if g.rank() == 1 { dg.sum(&[0, 1], false) } else { Ok(dg) }).transpose()?);
+        }
+        if self.first.is_some() {
+            out.push(d_first.map(|d| call.own_state(&d)).transpose()?);
+        }
+        Ok(out)
+    }
 }

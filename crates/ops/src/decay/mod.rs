@@ -13,6 +13,7 @@ mod tests;
 
 pub use api::{DecayArgs, chunk_matrix_flops, decay_attention};
 pub use conform::Conformance;
+pub(crate) use cuda::step_on;
 pub use named::{
     GLA, LIGHTNING_ATTN, LINEAR_ATTN, RETENTION, RWKV6, SIMPLE_GLA, SSD, gla, lightning_attn,
     lightning_gamma, linear_attn, retention, retention_gamma, rwkv6, simple_gla, ssd,

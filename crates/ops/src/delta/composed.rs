@@ -37,12 +37,12 @@ pub(super) fn run(a: &DeltaArgs<'_>, seqs: &PackedSeqs) -> Result<SeqOutput> {
     Ok(SeqOutput { o: o.to_dtype(a.v.dtype())?, final_state })
 }
 
-fn key_first(state: &Var, layout: StateLayout) -> Result<Var> {
+pub(super) fn key_first(state: &Var, layout: StateLayout) -> Result<Var> {
     if layout == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
 }
 
 /// `[B, T, HV, 1 or V]`, through its activation.
-fn beta(a: &DeltaArgs<'_>) -> Result<Option<Var>> {
+pub(super) fn beta(a: &DeltaArgs<'_>) -> Result<Option<Var>> {
     let factor = if a.allow_neg_eigval { 2.0 } else { 1.0 };
     let Some(beta) = a.beta else { return Ok(None) };
     let beta = beta.to_dtype(a.v.dtype().accumulator())?;
@@ -55,7 +55,7 @@ fn beta(a: &DeltaArgs<'_>) -> Result<Option<Var>> {
 }
 
 /// Log-decays `[B, T, HV, 1 or K]`, through their activation.
-fn gate(a: &DeltaArgs<'_>) -> Result<Option<Var>> {
+pub(super) fn gate(a: &DeltaArgs<'_>) -> Result<Option<Var>> {
     let (g, activation, per_channel) = match a.gate {
         DeltaGate::None => return Ok(None),
         DeltaGate::Scalar { g, activation } => (g, activation, false),

@@ -18,8 +18,11 @@ pub fn delta_step_on(args: &DeltaArgs<'_>, state: &mut RecurrentState) -> Result
     let [b, t, ..] = *args.v.dims() else { return Ok(None) };
     let Some(slots) = single_tokens(args.seqs, b, t) else { return Ok(None) };
     let step_form = args.mode.resolve(1) == Mode::Recurrent && args.v.dtype() != DType::F64;
-    if !step_form || args.v.device() != Device::Cpu || recorded(op_inputs(args).0) {
+    if !step_form || recorded(op_inputs(args).0) {
         return Ok(None);
+    }
+    if args.v.device() != Device::Cpu {
+        return super::cuda::step_on(args, state);
     }
     let x = Rows::new(args)?;
     let x = x.args(args);

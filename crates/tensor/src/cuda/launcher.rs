@@ -1,7 +1,10 @@
 //! Launches on the tensors of one GPU, for this crate's operations and for operators outside of it.
 
 use flashlin_cuda::{Arg, Gpu};
-use flashlin_kernels::{Kernel, Library, Tuning, plan::Machine};
+use flashlin_kernels::{
+    Kernel, Library, Tuning,
+    plan::{Machine, Plan},
+};
 
 use super::{buffer, too_long};
 use crate::{DType, Device, Error, Result, Tensor};
@@ -34,12 +37,20 @@ impl Launcher {
     /// # Errors
     /// The driver does not tell the free memory; a tuning table that cannot be read.
     pub fn machine(&self) -> Result<Machine<'static>> {
+        self.machine_with(self.gpu.free_bytes().map_err(Error::Cuda)?)
+    }
+
+    /// The same with this much free memory: for plans that need none, without asking the driver.
+    ///
+    /// # Errors
+    /// A tuning table that cannot be read.
+    pub fn machine_with(&self, free_bytes: usize) -> Result<Machine<'static>> {
         let bundle = self.library.bundle();
         Ok(Machine {
             bundle,
             tuning: Tuning::of(bundle.arch()).map_err(Error::Kernel)?,
             sm_count: self.gpu.properties().sm_count,
-            free_bytes: self.gpu.free_bytes().map_err(Error::Cuda)?,
+            free_bytes,
         })
     }
 
@@ -107,5 +118,92 @@ impl Launcher {
         let kernel = self.library.get(kernel).map_err(Error::Kernel)?;
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(self.gpu.compute(), blocks, args) }.map_err(Error::Kernel)
+    }
+}
+
+/// Operands of a plan's launches, by the kernels' names for them.
+pub struct Operands {
+    on: Launcher,
+    args: Vec<(&'static str, Arg)>,
+    /// Arrays that nobody else holds until the launches are queued.
+    held: Vec<Tensor>,
+}
+
+impl Operands {
+    /// None yet.
+    pub fn new(on: Launcher) -> Operands {
+        Operands { on, args: Vec::new(), held: Vec::new() }
+    }
+
+    /// An array.
+    ///
+    /// # Errors
+    /// As [`Launcher::at`].
+    pub fn array(&mut self, name: &'static str, t: &Tensor) -> Result<()> {
+        self.args.push((name, self.on.at(t)?));
+        self.held.push(t.clone());
+        Ok(())
+    }
+
+    /// An array that may be absent, and the flag that says so.
+    ///
+    /// # Errors
+    /// As [`Launcher::at`].
+    pub fn optional(&mut self, name: &'static str, flag: &'static str, t: Option<&Tensor>) -> Result<()> {
+        self.args.push((name, self.on.maybe(t)?));
+        self.args.push((flag, Arg::I32(i32::from(t.is_some()))));
+        self.held.extend(t.cloned());
+        Ok(())
+    }
+
+    /// A size or a flag.
+    ///
+    /// # Errors
+    /// As [`Launcher::int`].
+    pub fn int(&mut self, name: &'static str, n: usize) -> Result<()> {
+        self.args.push((name, self.on.int(n)?));
+        Ok(())
+    }
+
+    /// An array that the kernels were told not to touch.
+    pub fn absent(&mut self, name: &'static str) {
+        self.args.push((name, Arg::Ptr(0)));
+    }
+
+    /// A number.
+    pub fn float(&mut self, name: &'static str, x: f64) {
+        self.args.push((name, Arg::F32(x as f32)));
+    }
+
+    /// Allocates a plan's arrays and queues its launches.
+    ///
+    /// # Safety
+    /// The operands are what the plan's kernels expect.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`]; no memory for the arrays; an argument that was not given.
+    pub unsafe fn run(&mut self, plan: &Plan) -> Result<()> {
+        for a in plan.workspace.iter().chain(&plan.saved) {
+            let dtype = match a.dtype.as_str() {
+                "bf16" => DType::BF16,
+                "f16" => DType::F16,
+                "i32" => DType::I32,
+                _ => DType::F32,
+            };
+            self.array(a.name, &Tensor::empty(&a.dims, dtype, &self.on.device())?)?;
+        }
+        for launch in &plan.launches {
+            let kernel = self.on.library.bundle().get(&launch.kernel).map_err(Error::Kernel)?;
+            let value = |name: &str| {
+                let given = self.args.iter().rev().find(|(n, _)| *n == name).map(|(_, arg)| *arg);
+                given.ok_or_else(|| {
+                    Error::invalid(self.on.op, "launch", format!("of {} lacks {name}", kernel.name))
+                })
+            };
+            let args = kernel.abi.iter().map(|a| value(&a.name)).collect::<Result<Vec<Arg>>>()?;
+            // SAFETY: the caller's promise.
+            unsafe { self.on.launch(&launch.kernel, launch.grid.map(|n| n as usize), &args) }?;
+        }
+        Ok(())
     }
 }

@@ -13,8 +13,8 @@ mod tests;
 
 pub use flashlin_cuda::Arg;
 use flashlin_cuda::{Buffer, Gpu};
-pub use flashlin_kernels::{Kernel, plan};
-pub use launcher::Launcher;
+pub use flashlin_kernels::{Kernel, Result as KernelResult, plan};
+pub use launcher::{Launcher, Operands};
 
 pub(crate) use array::{copy_into, select, unary, zip};
 pub(crate) use matmul::product;
