@@ -470,6 +470,14 @@ pub fn low_precision(op: &dyn SequenceOp, device: &Device) -> Report {
                 let shape = shapes[(variant + i + t) % shapes.len()];
                 walk.modes(&Case { b: 2, t, initial: true, dtype, ..base(op, variant, shape, device) });
             }
+            // Elsewhere, kernels of their own serve half precision: several of their chunks, packed, in both layouts.
+            let turn = 3 * variant + i;
+            for (j, layout) in op.layouts().into_iter().enumerate().filter(|_| *device != Device::Cpu) {
+                let shape = shapes[(turn + j) % shapes.len()];
+                let case = Case { layout, dtype, ..base(op, variant, shape, device) };
+                walk.modes(&Case { b: 2, t: 150, initial: true, ..case.clone() });
+                walk.modes(&packed_case(&Case { chunk_size: 64, initial: j == 0, ..case }));
+            }
         }
     }
     walk.report

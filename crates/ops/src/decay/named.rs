@@ -132,7 +132,8 @@ fn constant(op: &'static str, args: DecayArgs, gamma: Vec<f64>) -> Result<SeqOut
         gated || args.bonus.is_some(),
     )?;
     let heads = gamma.len();
-    let gamma = Var::constant(Tensor::from_vec(gamma, &[heads])?.to_dtype(args.q.dtype().accumulator())?);
+    let gamma = Tensor::from_vec(gamma, &[heads])?.to_dtype(args.q.dtype().accumulator())?;
+    let gamma = Var::constant(gamma.to_device(&args.q.device())?);
     decay_attention(DecayArgs { g_gamma: Some(&gamma), ..args })
 }
 
