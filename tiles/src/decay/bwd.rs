@@ -6,7 +6,7 @@
 //! `G_last` on every row (written where `has_dg`).
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by `group_sum`); dg f32
-//! `[B, T, HV]`; hs, dh `[NC, HV, K, V]`. Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_prep`.
+//! `[B, T, HV]`; hs, dh `[NC, HV, K, V]`. Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_intra`.
 
 /// Kernel.
 #[cutile::module]

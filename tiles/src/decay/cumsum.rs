@@ -2,7 +2,7 @@
 //!
 //! `gc_i = sum_(j <= i) g_j`, in units of log 2. `MODE` 0: no decay (zeros); 1: one value a head, g f32 `[HV]`; 2: one a token and head,
 //! g f32 `[B, T, HV]`, natural log. gc f32 `[NC, HV, 1, C]`. Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in
-//! `delta_prep`.
+//! `delta_intra`.
 
 /// Kernel.
 #[cutile::module]

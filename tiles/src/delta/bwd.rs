@@ -9,7 +9,7 @@
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by
 //! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; gvec, rk, rq as in
 //! `delta_fwd`.
-//! Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_prep`.
+//! Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_intra`.
 
 /// Kernel.
 #[cutile::module]

@@ -1,11 +1,10 @@
 //! Delta rule, the serial pass over a sequence's chunks: outputs, or what the backward needs, or both.
 //!
 //! `Y = V - e^G K S`, `U = T (beta Y)`, `O = scale e^G Q S + P U`, `S <- e^(G_last) S + K^T (e^(G_last - G) U)`; T, P and
-//! the rows' factors as in `delta_prep` and `delta_qk`. `OUT` = 1 writes o; `ST` = 0 leaves out the code for h0 and ht; `SAVE` = 1 writes the state before each chunk (hs, in the
+//! the rows' factors as in `delta_intra`. `OUT` = 1 writes o; `ST` = 0 leaves out the code for h0 and ht; `SAVE` = 1 writes the state before each chunk (hs, in the
 //! inputs' type) and U (us).
 //!
-//! Shapes: q, k `[B, T, H, K]`; v, o `[B, T, HV, V]`; gvec from `delta_gates`, rk, tm from `delta_prep`,
-//! rq, pm from `delta_qk`; hs `[NC, HV, K, V]`; us
+//! Shapes: q, k `[B, T, H, K]`; v, o `[B, T, HV, V]`; gvec from `delta_gates`; rk, rq, tm, pm from `delta_intra`; hs `[NC, HV, K, V]`; us
 //! `[NC, HV, C, V]`; h0, ht f32 `[B * nseg, HV, K, V]`. A sequence may be cut into `nseg` segments of `seg` chunks, each
 //! with a state of its own to start from. Grid: `(V / BV, HV, B * nseg)`; packed: B is the number of sequences and seqs
 //! i32 `[B, 4]` = (first token, length, first chunk, 0).

@@ -1,12 +1,11 @@
 //! The delta family: `S <- e^g S; S += k (beta (v - S^T k))^T; o = scale S^T q`.
 //!
 //! Chunked: with `S` the state before the chunk, `Y = V - e^G K S`, `U = T (beta Y)`, `O = scale e^G Q S + P U`,
-//! `S <- e^(G_last) S + K^T (e^(G_last - G) U)`; `T` as in `prep`, `P` as in `qk`.
+//! `S <- e^(G_last) S + K^T (e^(G_last - G) U)`; `T` and `P` as in `intra`.
 
 pub mod bwd;
 pub mod dstate;
 pub mod fwd;
 pub mod gates;
-pub mod prep;
-pub mod qk;
+pub mod intra;
 pub mod step;

@@ -95,23 +95,4 @@ pub mod math {
         let p: Tile<bool, { [C, C] }> = eq_tile(x, one);
         p
     }
-
-    /// Inverse of `I + L`, C = 64, `L` strictly lower up to its diagonal, which is not read; above that it must be zero. Block
-    /// doubling: `T_2b = T_b - (T_b L T_b) o M_b`, exact because `T_b` is block diagonal. Products run in `F`: f16 suffices where the
-    /// recurrence is stable (then the inverse's entries are bounded by beta |k|^2 <= 2); tf32 has f32's range at twice the cost.
-    pub fn tri_inv<F: ElementType, const C: i32>(l: Tile<f32, { [C, C] }>) -> Tile<f32, { [C, C] }> {
-        let z: Tile<f32, { [C, C] }> = constant(0.0f32, const_shape![C, C]);
-        let one: Tile<f32, { [C, C] }> = constant(1.0f32, const_shape![C, C]);
-        let eye: Tile<f32, { [C, C] }> = select(diagonal::<C>(), one, z);
-        let mut x: Tile<f32, { [C, C] }> = eye - select(level::<C>(0i32), l, z).reshape(const_shape![C, C]);
-        let lb: Tile<F, { [C, C] }> = convert_tile(l);
-        for s in 1i32..6i32 {
-            let xb: Tile<F, { [C, C] }> = convert_tile(x);
-            let y: Tile<f32, { [C, C] }> = mma(lb, xb, z);
-            let yb: Tile<F, { [C, C] }> = convert_tile(y);
-            let w: Tile<f32, { [C, C] }> = mma(xb, yb, z);
-            x = x - select(level::<C>(s), w, z).reshape(const_shape![C, C]);
-        }
-        x
-    }
 }

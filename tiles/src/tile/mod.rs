@@ -3,6 +3,7 @@
 pub mod lane;
 pub mod math;
 pub mod rows;
+pub mod solve;
 pub mod strided;
 pub mod view;
 pub mod window;

@@ -30,7 +30,7 @@ impl Family {
     fn first(self) -> &'static [&'static str] {
         match self {
             Family::Decay => &["cumsum"],
-            Family::Delta => &["gates", "prep", "qk"],
+            Family::Delta => &["gates", "intra"],
         }
     }
 
@@ -238,14 +238,14 @@ impl Run<'_> {
                 select.get("decay_cumsum", "f32", &[("MODE", mode), vl])?
             }
             "gates" => select.get("delta_gates", "f32", &[vl])?,
-            "prep" | "qk" => get(stage, &[k, vl])?,
+            "intra" => get(stage, &[k, vl])?,
             "fwd" => serial("fwd", &[("OUT", 1), ("SAVE", 0)])?,
             "save" => serial("fwd", &[("OUT", 0), ("SAVE", 1)])?,
             "dstate" => serial("dstate", &[])?,
             other => get(other, &[k, v, vl])?,
         };
         let grid = match stage {
-            "cumsum" | "prep" | "qk" | "bwd" => self.chunked(),
+            "cumsum" | "intra" | "bwd" => self.chunked(),
             "gates" => {
                 let [heads, chunks, batch] = self.chunked();
                 [heads.div_ceil(kernel.need_generic("HB")? as usize), chunks, batch]
@@ -453,7 +453,7 @@ pub fn check(gpu: &Gpu<'_>, bundle: &Bundle, kernel: &Kernel) -> Result<Errors> 
     // What has no arrays of the inputs' type is checked where it ships.
     let dtype =
         if matches!(kernel.kernel.as_str(), "decay_cumsum" | "delta_gates") { "bf16" } else { &kernel.dtype };
-    let first = matches!(kernel.kernel.as_str(), "delta_gates" | "delta_prep" | "delta_qk" | "decay_cumsum");
+    let first = matches!(kernel.kernel.as_str(), "delta_gates" | "delta_intra" | "decay_cumsum");
     let saves = kernel.generic("SAVE") == Some(1);
     let mut errors = Errors::new();
     for case in cases(family, packed) {
@@ -618,8 +618,7 @@ fn bytes(stage: &str, family: Family, s: &Shape, h: usize, hv: usize) -> f64 {
         (Family::Decay, "dstate") => qk + vv + state + gates,
         (Family::Decay, _) => 2.0 * qk + 3.0 * vv + 2.0 * qh + 2.0 * state + 2.0 * gates,
         (Family::Delta, "gates") => 6.0 * gates,
-        (Family::Delta, "prep") => qk + mat + 3.0 * gates,
-        (Family::Delta, "qk") => 2.0 * qk + mat + 3.0 * gates,
+        (Family::Delta, "intra") => 2.0 * qk + 2.0 * mat + 4.0 * gates,
         (Family::Delta, "fwd") => 2.0 * qk + 2.0 * vv + 2.0 * mat + vec,
         (Family::Delta, "save") => qk + 2.0 * vv + mat + vec + state,
         (Family::Delta, "dstate") => 2.0 * qk + 2.0 * vv + 2.0 * mat + vec + state,

@@ -131,10 +131,8 @@ impl<'m> Maker<'m> {
                 let [heads, y, z] = shape.chunk_grid();
                 let heads = heads.div_ceil(gates.need_generic("HB")?.max(1) as usize);
                 self.plan.launch(gates, [heads, y, z])?;
-                for name in ["delta_prep", "delta_qk"] {
-                    let kernel = self.choose(name, &[c, k, vl])?;
-                    self.plan.launch(kernel, shape.chunk_grid())?;
-                }
+                let kernel = self.choose("delta_intra", &[c, k, vl])?;
+                self.plan.launch(kernel, shape.chunk_grid())?;
                 self.plan.workspace.extend([
                     shape.per_chunk("gvec", "f32", [4, CHUNK]),
                     shape.per_chunk("rk", "f32", [1, CHUNK]),

@@ -171,7 +171,7 @@ fn plans_name_kernels_of_the_embedded_bundles() {
                     recurrent_classes(&m, recurrence);
                     let fit = |dims| head_dims(&m, &name.replace("fwd", "bwd"), "bf16", dims);
                     assert_eq!(
-                        (fit([5, 64]), fit([65, 1]), fit([513, 8])),
+                        (fit([5, 64]), fit([65, 65]), fit([513, 8])),
                         (Some([64, 64]), Some([128, 128]), None)
                     );
                 }
