@@ -11,11 +11,15 @@ mod decay;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod delta;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod gate;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod loss;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod norm;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod optim;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod rope;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod tile;
 
@@ -31,6 +35,8 @@ const KERNELS: &[Kernel] = &[
     ("array_column_sum", "array_column_sum", array::array_column_sum::array_column_sum::__module_ast_self),
     ("array_gather", "array_gather", array::array_gather::array_gather::__module_ast_self),
     ("array_scatter_add", "array_scatter_add", array::array_scatter_add::array_scatter_add::__module_ast_self),
+    ("array_row_max", "array_row_max", array::array_row_max::array_row_max::__module_ast_self),
+    ("array_compare", "array_compare", array::array_compare::array_compare::__module_ast_self),
     ("conv_fwd", "conv_fwd", conv::conv_fwd::conv_fwd::__module_ast_self),
     ("conv_state", "conv_state", conv::conv_state::conv_state::__module_ast_self),
     ("conv_dz", "conv_dz", conv::conv_dz::conv_dz::__module_ast_self),
@@ -44,9 +50,18 @@ const KERNELS: &[Kernel] = &[
     ("adamw_update", "adamw_update", optim::adamw_update::adamw_update::__module_ast_self),
     ("norm_fwd", "fwd", norm::fwd::fwd::__module_ast_self),
     ("norm_bwd", "bwd", norm::bwd::bwd::__module_ast_self),
+    ("norm_any_fwd", "norm_any_fwd", norm::norm_any_fwd::norm_any_fwd::__module_ast_self),
+    ("norm_any_bwd", "norm_any_bwd", norm::norm_any_bwd::norm_any_bwd::__module_ast_self),
     ("column_sum", "column_sum", norm::column_sum::column_sum::__module_ast_self),
     ("swiglu_fwd", "swiglu", activation::swiglu::swiglu::__module_ast_self),
     ("swiglu_bwd", "swiglu_bwd", activation::swiglu_bwd::swiglu_bwd::__module_ast_self),
+    ("act_fwd", "act_fwd", activation::act_fwd::act_fwd::__module_ast_self),
+    ("act_bwd", "act_bwd", activation::act_bwd::act_bwd::__module_ast_self),
+    ("glu_fwd", "glu_fwd", activation::glu_fwd::glu_fwd::__module_ast_self),
+    ("glu_bwd", "glu_bwd", activation::glu_bwd::glu_bwd::__module_ast_self),
+    ("decay_gate_fwd", "decay_gate_fwd", gate::decay_gate_fwd::decay_gate_fwd::__module_ast_self),
+    ("decay_gate_bwd", "decay_gate_bwd", gate::decay_gate_bwd::decay_gate_bwd::__module_ast_self),
+    ("rope", "rope", rope::rope::rope::__module_ast_self),
     ("decay_cumsum", "cumsum", decay::cumsum::cumsum::__module_ast_self),
     ("decay_fwd", "fwd", decay::fwd::fwd::__module_ast_self),
     ("decay_out", "out", decay::out::out::__module_ast_self),

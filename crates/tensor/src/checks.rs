@@ -98,6 +98,27 @@ const CASES: &[Case] = &[
     ("mean", |t| t.normal(1, &[13, 700])?.mean(&[1], true)),
     ("index_select", |t| t.normal(1, &[50, 1300])?.index_select(&t.index(&[3, 49, 0, 3])?)),
     ("index_add", |t| t.normal(1, &[2500, 33])?.index_add(&t.index(&many(2500))?, 60)),
+    ("index of the host", |t| {
+        let at = Tensor::from_vec(vec![1i32, 4, 1], &[3])?;
+        t.normal(1, &[5, 40])?.index_select(&at)?.index_add(&at, 5)
+    }),
+    ("max_last", |t| Ok(t.normal(1, &[3, 5, 2700])?.max_last()?.0)),
+    ("argmax", |t| {
+        // Equal elements, and infinities: the first wins.
+        let x = Tensor::cat(&[&t.normal(1, &[7, 1300])?, &t.normal(1, &[7, 1300])?], 1)?;
+        let low = Tensor::full(f64::NEG_INFINITY, &[7, 2600], t.dtype, &t.device)?;
+        Tensor::cat(&[&x, &low], 0)?.argmax()
+    }),
+    ("argmax of NaN", |t| {
+        let x = t.normal(1, &[4, 1500])?;
+        let nan = Tensor::full(f64::NAN, &[4, 9], t.dtype, &t.device)?;
+        Tensor::cat(&[&x, &nan], 1)?.argmax()
+    }),
+    ("gt, ge", |t| {
+        let x = Tensor::cat(&[&t.normal(1, &[900])?, &Tensor::full(0.5, &[300], t.dtype, &t.device)?], 0)?;
+        let (one, zero) = (Tensor::ones(&[], t.dtype, &t.device)?, Tensor::zeros(&[], t.dtype, &t.device)?);
+        Tensor::cat(&[&one.where_(&x.gt(0.5)?, &zero)?, &one.where_(&x.ge(0.5)?, &zero)?], 0)
+    }),
     ("matmul", |t| t.normal(1, &[70, 96])?.matmul(&t.normal(2, &[96, 130])?)),
     ("matmul, transposed", |t| {
         let (a, b) = (t.normal(1, &[96, 70])?, t.normal(2, &[130, 96])?);

@@ -58,17 +58,18 @@ impl Tensor {
         Ok(out)
     }
 
-    /// Rows `index` of dimension 0; the result is `index.dims() + self.dims()[1..]`. An embedding lookup.
+    /// Rows `index` of dimension 0; the result is `index.dims() + self.dims()[1..]`. An embedding lookup. An index of the host may meet rows on a
+    /// GPU: it is checked here and sent.
     ///
     /// # Errors
     /// When `index` is not i64 or i32, or an index is outside `0..self.dim(0)`.
     pub fn index_select(&self, index: &Tensor) -> Result<Tensor> {
-        self.same_device("index_select", index)?;
         if self.device() != Device::Cpu {
             self.check_dim("index_select", 0)?;
             let dims: Vec<usize> = index.dims().iter().chain(&self.dims()[1..]).copied().collect();
             return cuda::gather(&self.contiguous()?, index, &dims);
         }
+        self.same_device("index_select", index)?;
         let rows = self.row_indices("index_select", index)?;
         let src = self.contiguous()?;
         let w: usize = self.dims()[1..].iter().product();
@@ -97,11 +98,11 @@ impl Tensor {
             let expected = format!("one that begins with {:?}, as the index", index.dims());
             return Err(Error::shape("index_add", "self", self.dims(), expected));
         }
-        self.same_device("index_add", index)?;
         if self.device() != Device::Cpu {
             let dims: Vec<usize> = std::iter::once(rows).chain(self.dims()[lead..].iter().copied()).collect();
             return cuda::scatter_add(&self.contiguous()?, index, &dims);
         }
+        self.same_device("index_add", index)?;
         let x = self.to_dtype(self.dtype.accumulator())?.contiguous()?;
         let dims: Vec<usize> = std::iter::once(rows).chain(self.dims()[lead..].iter().copied()).collect();
         let mut out = Tensor::zeros(&dims, x.dtype, &self.device())?;

@@ -83,9 +83,11 @@ impl Tensor {
         if n == 0 {
             return Err(Error::shape("max_last", "self", self.dims(), "a last dimension that is not empty"));
         }
-        self.device().require_cpu("max_last")?;
         let x = self.contiguous()?;
         let dims = &self.dims()[..self.rank() - 1];
+        if self.device() != Device::Cpu {
+            return cuda::max_last(&x, dims, n);
+        }
         let mut index = Tensor::empty(dims, DType::I64, &self.device())?;
         let mut value = Tensor::empty(dims, self.dtype, &self.device())?;
         dispatch!(self.dtype, T => {
@@ -107,12 +109,14 @@ impl Tensor {
         Ok(self.max_last()?.1)
     }
 
-    /// Sum of squares of all elements in f64 (norms, finiteness checks).
+    /// Sum of squares of all elements in f64 (norms, finiteness checks); of a tensor on a GPU it is taken there in f32, and waited for.
     ///
     /// # Errors
-    /// When the tensor is not on the host.
+    /// Integers on a GPU; a failure of the device's earlier work.
     pub fn sum_squares(&self) -> Result<f64> {
-        self.device().require_cpu("sum_squares")?;
+        if self.device() != Device::Cpu {
+            return self.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar();
+        }
         let x = self.contiguous()?;
         dispatch!(self.dtype, T => {
             let parts: Vec<f64> = x.as_slice::<T>()?.par_chunks(BLOCK).map(|c| {

@@ -8,3 +8,5 @@ pub mod array_row_sum;
 pub mod array_column_sum;
 pub mod array_gather;
 pub mod array_scatter_add;
+pub mod array_row_max;
+pub mod array_compare;

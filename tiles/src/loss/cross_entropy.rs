@@ -2,13 +2,15 @@
 //!
 //! For a row x with label y in 0..V: lse = ln sum e^x, loss = (1 - s)(lse - x_y) + s (lse - mean x) + z lse^2. Where `grad` = 1 the row becomes
 //! d loss / dx times `scale`: p (1 + 2 z lse) - (1 - s) [i = y] - s / V. Another label (ignore) gives loss 0, lse 0 and a zero gradient. Inputs
-//! are read scaled by `logit_scale` (and the gradient has that factor).
+//! are read scaled by `logit_scale`, and where `cap` > 0 as cap tanh(x / cap); the gradient has the factors of both. Where `warp` is not 0 the
+//! gradient of the row's largest element as it came (the first of equals; of ignored rows too) gets warp times that element besides.
 //!
 //! x `[rows, V]`, label i64 `[rows]`, loss, lse f32 `[rows]`. Grid: `(rows, 1, 1)`.
 
 /// Kernel.
 #[cutile::module]
 pub mod cross_entropy {
+    use crate::tile::cap::cap::*;
     use crate::tile::lane::lane::*;
     use cutile::core::*;
 
@@ -25,6 +27,8 @@ pub mod cross_entropy {
         z: f32,
         scale: f32,
         logit_scale: f32,
+        cap: f32,
+        warp: f32,
     ) {
         let pid: (i32, i32, i32) = get_tile_block_id();
         let y: i32 = unsafe { row_at(label, rows, pid.0) };
@@ -56,7 +60,7 @@ pub mod cross_entropy {
             for i in 0i32..steps {
                 let t: Tile<E, { [1, N] }> = xp.load([pid.0, i]);
                 let t: Tile<f32, { [N] }> = convert_tile(t.reshape(const_shape![N]));
-                let t: Tile<f32, { [N] }> = t * factor;
+                let t: Tile<f32, { [N] }> = capped::<N>(t * factor, cap).reshape(const_shape![N]);
                 let c: Tile<i32, { [N] }> = lanes::<N>(i).reshape(const_shape![N]);
                 let inside: Tile<bool, { [N] }> = lt_tile(c, ends);
                 let a: Tile<f32, { [N] }> = select(inside, t, low);
@@ -96,7 +100,34 @@ pub mod cross_entropy {
         let valid: Tile<bool, { [1] }> = lt_tile(place, count);
         unsafe { write_f32::<1>(loss, place, lo, valid) };
         unsafe { write_f32::<1>(lse, place, ls, valid) };
+        let mut warped: i32 = 0i32;
         if grad == 1i32 {
+            if warp != 0.0f32 {
+                warped = 1i32;
+            }
+        }
+        let past: Tile<i32, { [N] }> = constant(2147483647i32, const_shape![N]);
+        let mut most: Tile<f32, { [N] }> = low;
+        let mut at: Tile<i32, { [N] }> = past;
+        if warped == 1i32 {
+            let xp: Partition<E, { [1, N] }> = xv.partition(const_shape![1, N]);
+            for i in 0i32..steps {
+                let t: Tile<E, { [1, N] }> = xp.load([pid.0, i]);
+                let t: Tile<f32, { [N] }> = convert_tile(t.reshape(const_shape![N]));
+                let c: Tile<i32, { [N] }> = lanes::<N>(i).reshape(const_shape![N]);
+                let a: Tile<f32, { [N] }> = select(lt_tile(c, ends), t, low);
+                at = select(gt_tile(a, most), c, at);
+                most = max_tile(most, a);
+            }
+        }
+        let peak: Tile<f32, { [] }> = reduce_max(most, 0i32);
+        let peak: Tile<f32, { [1] }> = peak.reshape(const_shape![1]);
+        let peak: Tile<f32, { [N] }> = peak.broadcast(const_shape![N]);
+        let spot: Tile<i32, { [] }> = reduce_min(select(eq_tile(most, peak), at, past), 0i32);
+        let spot: Tile<i32, { [1] }> = spot.reshape(const_shape![1]);
+        let spot: Tile<i32, { [N] }> = spot.broadcast(const_shape![N]);
+        if grad == 1i32 {
+            let push: Tile<f32, { [N] }> = broadcast_scalar(warp, const_shape![N]);
             let k: Tile<f32, { [1] }> = broadcast_scalar(scale * logit_scale, const_shape![1]);
             let p1: Tile<f32, { [1] }> = (one1 + two1 * zt * l) * k;
             let hit1: Tile<f32, { [1] }> = (one1 - sm) * k;
@@ -109,12 +140,17 @@ pub mod cross_entropy {
             let mut to: PartitionMut<E, { [1, N] }> = unsafe { xv.partition_full_mut(const_shape![1, N]) };
             for i in 0i32..steps {
                 let mut g: Tile<f32, { [N] }> = none;
+                let c: Tile<i32, { [N] }> = lanes::<N>(i).reshape(const_shape![N]);
                 if on == 1i32 {
                     let t: Tile<E, { [1, N] }> = xp.load([pid.0, i]);
                     let t: Tile<f32, { [N] }> = convert_tile(t.reshape(const_shape![N]));
-                    let c: Tile<i32, { [N] }> = lanes::<N>(i).reshape(const_shape![N]);
                     let is: Tile<f32, { [N] }> = select(eq_tile(c, want), one, none);
-                    g = exp(t * factor - ln) * pn - is * hn - en;
+                    let u: Tile<f32, { [N] }> = capped::<N>(t * factor, cap).reshape(const_shape![N]);
+                    let f: Tile<f32, { [N] }> = cap_slope::<N>(u, cap).reshape(const_shape![N]);
+                    g = (exp(u - ln) * pn - is * hn - en) * f;
+                }
+                if warped == 1i32 {
+                    g = g + select(eq_tile(c, spot), push * peak, none);
                 }
                 let g: Tile<E, { [N] }> = convert_tile(g);
                 unsafe { to.store_unchecked(g.reshape(const_shape![1, N]), [pid.0, i]) };

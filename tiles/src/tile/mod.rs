@@ -1,5 +1,9 @@
 //! What several kernels share: views of the arrays they read and write, and tile arithmetic.
 
+pub mod cap;
+pub mod functions;
+pub mod group;
+pub mod ints;
 pub mod lane;
 pub mod math;
 pub mod rows;

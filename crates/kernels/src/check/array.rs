@@ -13,6 +13,8 @@ pub(super) struct RowSum;
 pub(super) struct ColumnSum;
 pub(super) struct Gather;
 pub(super) struct ScatterAdd;
+pub(super) struct RowMax;
+pub(super) struct Compare;
 
 /// A kernel's types: `f32-bf16` reads f32 and writes bf16, `f32` does both.
 fn types(kernel: &Kernel) -> Result<[&'static str; 2]> {
@@ -349,6 +351,79 @@ impl KernelCheck for ScatterAdd {
                 ];
                 let grid = [count as u32, blocks(kernel, w)?, 1];
                 Ok(Case { label: format!("{count} to {rows} x {w}"), args, grid })
+            })
+            .collect()
+    }
+}
+
+impl KernelCheck for RowMax {
+    fn kernel(&self) -> &'static str {
+        "array_row_max"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let [dtype, _] = types(kernel)?;
+        [(5, 1), (4, 37), (3, 2500)]
+            .into_iter()
+            .map(|(rows, n)| {
+                let (_, mut x) = numbers(dtype, n as u64, rows * n, -1.0, 1.0)?;
+                // Equal largest elements in one row.
+                (x[n / 2], x[n - 1]) = (1.5, 1.5);
+                let largest =
+                    |row: &[f64]| (0..n).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+                let index = x.chunks(n).map(|r| largest(r) as f64).collect();
+                let value = x.chunks(n).map(|r| r[largest(r)]).collect();
+                let args = vec![
+                    ("x", Value::In(Data::round(dtype, &x)?)),
+                    ("value", Value::out(dtype, value)),
+                    ("index", Value::out("i64", index)),
+                    ("n", Value::size(n)),
+                ];
+                Ok(Case { label: format!("{rows} x {n}"), args, grid: [rows as u32, 1, 1] })
+            })
+            .chain([odd_rows(dtype)])
+            .collect()
+    }
+}
+
+/// Rows with a NaN, and with nothing but minus infinity: only the indices are compared.
+fn odd_rows(dtype: &str) -> Result<Case> {
+    let n = 1500;
+    let mut x = INPUTS.uniform(7, 3 * n, -1.0, 1.0);
+    (x[40], x[1300], x[900]) = (f64::NAN, f64::NAN, f64::INFINITY);
+    x[n..2 * n].fill(f64::NEG_INFINITY);
+    x[2 * n + 1499] = f64::NAN;
+    let args = vec![
+        ("x", Value::In(Data::round(dtype, &x)?)),
+        ("value", Value::Scratch(3 * 4)),
+        ("index", Value::out("i64", vec![40.0, 0.0, 1499.0])),
+        ("n", Value::size(n)),
+    ];
+    Ok(Case { label: "NaN and infinities".into(), args, grid: [3, 1, 1] })
+}
+
+impl KernelCheck for Compare {
+    fn kernel(&self) -> &'static str {
+        "array_compare"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let [dtype, _] = types(kernel)?;
+        let n = 2100;
+        (0..2)
+            .map(|code| {
+                let (_, mut x) = numbers(dtype, 3, n, -1.0, 1.0)?;
+                x.iter_mut().step_by(7).for_each(|x| *x = 0.25);
+                x[9] = f64::NAN;
+                let want = x.iter().map(|&x| f64::from(x > 0.25 || (code == 1 && x == 0.25))).collect();
+                let args = vec![
+                    ("x", Value::In(Data::round(dtype, &x)?)),
+                    ("y", Value::out("u8", want)),
+                    ("n", Value::size(n)),
+                    ("code", Value::I32(code)),
+                    ("bound", Value::F32(0.25)),
+                ];
+                Ok(Case { label: format!("code {code}"), args, grid: [blocks(kernel, n)?, 1, 1] })
             })
             .collect()
     }

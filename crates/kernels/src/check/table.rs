@@ -1,6 +1,9 @@
 //! The checks of all kernels.
 
-use super::{KernelCheck, array, chunked::Stage, column_sum, conv, loss, optim, rows, step};
+use super::{
+    KernelCheck, array, chunked::Stage, column_sum, conv, functions, gate, loss, norm_any, optim, rope, rows,
+    step,
+};
 
 /// One entry a kernel of `tiles/`, by family.
 pub static CHECKS: &[&dyn KernelCheck] = &[
@@ -12,6 +15,8 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &array::ColumnSum,
     &array::Gather,
     &array::ScatterAdd,
+    &array::RowMax,
+    &array::Compare,
     &conv::Forward,
     &conv::LastState,
     &conv::BeforeActivation,
@@ -28,6 +33,15 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &column_sum::ColumnSum,
     &rows::SwigluForward,
     &rows::SwigluBackward,
+    &norm_any::Forward,
+    &norm_any::Backward,
+    &functions::Activate,
+    &functions::ActivateBackward,
+    &functions::Glu,
+    &functions::GluBackward,
+    &gate::DecayGate,
+    &gate::DecayGateBackward,
+    &rope::Rope,
     &step::Step,
     &Stage { name: "decay_cumsum", outputs: &["gc"] },
     &Stage { name: "decay_fwd", outputs: &["o", "hs", "ht"] },

@@ -54,7 +54,8 @@ pub fn norm_forward(
     Ok(plan)
 }
 
-/// Its backward, and how many tiles of rows each block goes over (the kernel's `steps`). The gradients of weight and bias are summed from one part a block, in order.
+/// Its backward, and how many tiles of rows each block goes over (the kernel's `steps`). The gradients of weight and bias are summed from one part a block, in
+/// order, in f32: the launches after the first, each of which may be left out.
 ///
 /// # Errors
 /// The bundle has no kernel for the width, or memory does not suffice.
@@ -75,7 +76,7 @@ pub fn norm_backward(
     let steps = tiles.div_ceil(machine.sm_count.max(1) * BLOCKS_AN_SM).max(1);
     let blocks = tiles.div_ceil(steps);
     plan.launch(kernel, [blocks, 1, 1])?;
-    let sum = machine.choose("column_sum", dtype, &[], 1.0)?;
+    let sum = machine.choose("column_sum", "f32", &[], 1.0)?;
     let sums = width.div_ceil(width_of(sum)?);
     for name in ["dw", "db"] {
         plan.launch(sum, [sums, 1, 1])?;

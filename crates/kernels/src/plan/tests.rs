@@ -53,7 +53,7 @@ fn names() -> Bundle {
         ("decay_bwd", "bf16", with(&[("BV", 64), ("VL", 0)])),
         ("norm_fwd", "bf16", norm()),
         ("norm_bwd", "bf16", norm()),
-        ("column_sum", "bf16", vec![("R", 16), ("DT", 128)]),
+        ("column_sum", "f32", vec![("R", 16), ("DT", 128)]),
         ("swiglu_fwd", "bf16", vec![("R", 4), ("DT", 256)]),
     ])
 }
@@ -195,6 +195,57 @@ fn recurrent_classes(m: &Machine<'_>, recurrence: Recurrence) {
                     m.bundle.get(&launch.kernel).unwrap();
                     assert!(!launch.grid.contains(&0), "{launch:?}");
                 }
+            }
+        }
+    }
+}
+
+/// What the modules of `flashlin-ops` without a recurrence look up by name, in every type that they serve; and norms of the widths that models have.
+#[test]
+fn modules_find_their_kernels() {
+    const ONE: [&str; 23] = [
+        "array_unary",
+        "array_zip",
+        "array_select",
+        "array_row_sum",
+        "array_gather",
+        "array_scatter_add",
+        "array_row_max",
+        "array_compare",
+        "act_fwd",
+        "act_bwd",
+        "glu_fwd",
+        "glu_bwd",
+        "decay_gate_fwd",
+        "decay_gate_bwd",
+        "rope",
+        "conv_fwd",
+        "conv_state",
+        "conv_dz",
+        "conv_dw",
+        "conv_dx",
+        "conv_dstate",
+        "conv_step",
+        "cross_entropy",
+    ];
+    for arch in Arch::ALL {
+        let (Ok(bundle), Ok(tuning)) = (embedded(arch), Tuning::of(arch)) else { continue };
+        for dtype in ["f32", "bf16", "f16"] {
+            for name in ONE {
+                bundle.find(name, dtype, &[]).unwrap();
+            }
+            for (name, lanes) in
+                ["norm_any_fwd", "norm_any_bwd"].into_iter().flat_map(|n| [(n, 128), (n, 1024)])
+            {
+                bundle.find(name, dtype, &[("N", lanes)]).unwrap();
+            }
+        }
+        let m = Machine { bundle, tuning, sm_count: 132, free_bytes: 1 << 42 };
+        for (width, gate) in [(64, 1), (128, 1), (256, 2), (768, 0), (1024, 0), (2048, 0), (4096, 0)] {
+            for rows in [1, 77, 1 << 18] {
+                let plan = norm_forward(&m, rows, width, "bf16", false, gate).unwrap();
+                let (back, _) = norm_backward(&m, rows, width, "bf16", false, gate).unwrap();
+                assert_eq!((plan.launches.len(), back.launches.len()), (1, 3));
             }
         }
     }

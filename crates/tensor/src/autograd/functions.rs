@@ -2,7 +2,7 @@
 //! between them.
 
 use super::{Backward, Var};
-use crate::{DType, Result, Tensor};
+use crate::{DType, Device, Result, Tensor, cuda};
 
 /// Sums a gradient down to the shape that was broadcast.
 fn unbroadcast(grad: Tensor, dims: &[usize]) -> Result<Tensor> {
@@ -200,8 +200,7 @@ impl Var {
         let y = x.clamp(lo, hi)?;
         Ok(unary("clamp", self, y, move |g| {
             let zero = Tensor::zeros(&[], x.dtype(), &x.device())?;
-            let inside = x.ge(lo)?.mul(&x.neg()?.ge(-hi)?)?;
-            g.where_(&inside, &zero)
+            g.where_(&x.ge(lo)?, &zero)?.where_(&x.neg()?.ge(-hi)?, &zero)
         }))
     }
 
@@ -422,16 +421,22 @@ impl Tensor {
     /// 1 where x > bound, as u8.
     ///
     /// # Errors
-    /// When the tensor is not on the host.
+    /// For integer tensors on a GPU.
     pub fn gt(&self, bound: f64) -> Result<Tensor> {
+        if self.device() != Device::Cpu {
+            return cuda::compare("gt", self, bound, false);
+        }
         self.compare(|x| x > bound)
     }
 
     /// 1 where x >= bound, as u8.
     ///
     /// # Errors
-    /// When the tensor is not on the host.
+    /// For integer tensors on a GPU.
     pub fn ge(&self, bound: f64) -> Result<Tensor> {
+        if self.device() != Device::Cpu {
+            return cuda::compare("ge", self, bound, true);
+        }
         self.compare(|x| x >= bound)
     }
 

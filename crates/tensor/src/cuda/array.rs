@@ -141,6 +141,21 @@ pub(crate) fn select(op: &'static str, mask: &Tensor, a: &Tensor, b: &Tensor) ->
     Ok(out)
 }
 
+/// 1 (u8) where an element is above `bound`, or `equal` to it.
+pub(crate) fn compare(op: &'static str, x: &Tensor, bound: f64, equal: bool) -> Result<Tensor> {
+    let on = Launcher::on(op, x)?;
+    let kind = on.float("self", x.dtype)?;
+    let x = x.contiguous()?;
+    let out = Tensor::empty(x.dims(), DType::U8, &x.device())?;
+    let n = x.numel();
+    if n > 0 {
+        let args = [on.at(&x)?, on.at(&out)?, on.int(n)?, Arg::I32(i32::from(equal)), Arg::F32(bound as f32)];
+        // SAFETY: both arrays are contiguous and have n elements.
+        unsafe { on.launch(&on.find("array_compare", kind, &[])?.name, blocks(n), &args) }?;
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,11 @@ use flashlin_kernels::{
     plan::{Machine, Plan},
 };
 
-use super::{buffer, too_long};
+use super::{buffer, tables, too_long};
 use crate::{DType, Device, Error, Result, Tensor};
+
+/// Bytes that kernels read at once: addresses of arrays that they read as a whole must be multiples.
+const ALIGN: u64 = 16;
 
 /// One operation's door to the kernels of the GPU that holds its operands.
 #[derive(Clone, Copy)]
@@ -100,6 +103,33 @@ impl Launcher {
     /// When 32 bits do not hold it.
     pub fn int(&self, n: usize) -> Result<Arg> {
         i32::try_from(n).map(Arg::I32).map_err(|_| too_long(self.op, n))
+    }
+
+    /// `t` in row-major order, in this dtype, from an address that whole vectors may be read from: itself where it is so, else a copy.
+    ///
+    /// # Errors
+    /// As [`Launcher::at`]; memory; dtypes that no kernel converts.
+    pub fn dense(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+        self.at(t)?;
+        let t = t.to_dtype(dtype)?.contiguous()?;
+        if t.device_address()?.is_multiple_of(ALIGN) { Ok(t) } else { t.copy() }
+    }
+
+    /// As [`Launcher::dense`] for a tensor that may be absent.
+    ///
+    /// # Errors
+    /// As [`Launcher::dense`].
+    pub fn dense_if(&self, t: Option<&Tensor>, dtype: DType) -> Result<Option<Tensor>> {
+        t.map(|t| self.dense(t, dtype)).transpose()
+    }
+
+    /// Integers of the host as an array `[n]` (i32) of the device. Tables repeat from call to call (bounds of sequences, positions), so those used
+    /// last are kept there.
+    ///
+    /// # Errors
+    /// Memory.
+    pub fn table(&self, values: Vec<i32>) -> Result<Tensor> {
+        tables::get(self.device(), values)
     }
 
     /// Queues a kernel by its name in the bundle; an empty grid queues nothing.

@@ -8,6 +8,7 @@ mod array;
 mod launcher;
 mod matmul;
 mod rows;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -16,9 +17,9 @@ use flashlin_cuda::{Buffer, Gpu};
 pub use flashlin_kernels::{Kernel, Result as KernelResult, plan};
 pub use launcher::{Launcher, Operands};
 
-pub(crate) use array::{copy_into, select, unary, zip};
+pub(crate) use array::{compare, copy_into, select, unary, zip};
 pub(crate) use matmul::product;
-pub(crate) use rows::{gather, scatter_add, sum};
+pub(crate) use rows::{gather, max_last, scatter_add, sum};
 
 use crate::{Device, Error, Result, Tensor, storage::Storage};
 

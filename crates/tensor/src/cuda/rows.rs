@@ -1,7 +1,7 @@
 //! Sums, and rows gathered and scattered by index. Sums are f32 in a fixed order, so a repeated run gives the same bits.
 
 use super::Launcher;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Columns of a block in sums down columns.
 const COLUMNS: usize = 128;
@@ -57,7 +57,15 @@ fn add_down(x: &Tensor, out: &Tensor, n: usize, step: usize) -> Result<()> {
     unsafe { on.launch(&kernel.name, grid, &args) }
 }
 
-fn check_index(op: &'static str, index: &Tensor) -> Result<Tensor> {
+/// The index on the device of `x`. One of the host is checked against `rows` and sent; what one of the device holds nobody waits for.
+fn place_index(op: &'static str, x: &Tensor, index: &Tensor, rows: usize) -> Result<Tensor> {
+    if index.device() == Device::Cpu {
+        let wide = index.to_dtype(DType::I64)?.contiguous()?;
+        if let Some(bad) = wide.as_slice::<i64>()?.iter().find(|i| !(0..rows as i64).contains(i)) {
+            return Err(Error::invalid(op, "index", format!("holds {bad}, outside 0..{rows}")));
+        }
+        return wide.to_device(&x.device());
+    }
     match index.dtype {
         DType::I64 => index.contiguous(),
         other => Err(Error::dtype(op, "index", other, "i64 on a GPU")),
@@ -67,7 +75,7 @@ fn check_index(op: &'static str, index: &Tensor) -> Result<Tensor> {
 /// Rows `index` of the contiguous `x` `[rows, w]`; a row outside is NaN, as nothing may wait for the device to complain.
 pub(crate) fn gather(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let op = "index_select";
-    let index = check_index(op, index)?;
+    let index = place_index(op, x, index, x.dim(0))?;
     let on = Launcher::on(op, x)?;
     let kind = on.float("self", x.dtype)?;
     let out = Tensor::empty(dims, x.dtype, &x.device())?;
@@ -89,7 +97,7 @@ pub(crate) fn gather(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tenso
 /// there. The first of equal indices adds all of them, in order.
 pub(crate) fn scatter_add(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let op = "index_add";
-    let index = check_index(op, index)?;
+    let index = place_index(op, x, index, dims[0])?;
     let on = Launcher::on(op, x)?;
     let kind = on.float("self", x.dtype)?;
     let out = Tensor::zeros(dims, DType::F32, &x.device())?;
@@ -107,4 +115,17 @@ pub(crate) fn scatter_add(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<
         on.launch(&on.find("array_scatter_add", kind, &[])?.name, [count, w.div_ceil(WIDTH), 1], &args)
     }?;
     Ok(out)
+}
+
+/// The largest element of each row of the contiguous `x` `[.., n]`, and its index (i64), in the shape `dims`.
+pub(crate) fn max_last(x: &Tensor, dims: &[usize], n: usize) -> Result<(Tensor, Tensor)> {
+    let on = Launcher::on("max_last", x)?;
+    let kernel = on.find("array_row_max", on.float("self", x.dtype)?, &[])?;
+    let value = Tensor::empty(dims, x.dtype, &x.device())?;
+    let index = Tensor::empty(dims, DType::I64, &x.device())?;
+    on.int(x.numel())?;
+    let args = [on.at(x)?, on.at(&value)?, on.at(&index)?, on.int(n)?];
+    // SAFETY: x holds n elements for each of value and index.
+    unsafe { on.launch(&kernel.name, [value.numel(), 1, 1], &args) }?;
+    Ok((value, index))
 }

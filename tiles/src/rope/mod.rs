@@ -1,0 +1,3 @@
+//! The rotary embedding.
+
+pub mod rope;
