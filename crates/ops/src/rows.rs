@@ -5,7 +5,7 @@
 //! already have the compute type are borrowed, others are converted into a small buffer that stays in L1.
 
 use flashlin_tensor::{
-    DType, Element, Error, Real, Result, Tensor, Var,
+    DType, Device, Element, Error, Real, Result, Tensor, Var,
     cpu::{BLOCK, vectorized},
 };
 use half::{bf16, f16};
@@ -28,6 +28,16 @@ pub(crate) fn with_rows(op: &'static str, arg: &'static str, t: &Tensor) -> Resu
         return Ok(t.clone());
     }
     t.contiguous()
+}
+
+/// What an operator of several devices keeps of an input: rows on the CPU ([`with_rows`]), on a GPU the view itself, as launches make what they need
+/// dense.
+pub(crate) fn input(op: &'static str, arg: &'static str, t: &Tensor) -> Result<Tensor> {
+    match t.device() {
+        Device::Cpu => with_rows(op, arg, t),
+        _ if !t.dtype().is_float() => Err(Error::dtype(op, arg, t.dtype(), "f32, bf16 or f16 on a GPU")),
+        _ => Ok(t.clone()),
+    }
 }
 
 /// Checks that `arg` has exactly these dims.

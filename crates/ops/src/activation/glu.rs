@@ -2,13 +2,13 @@
 
 use std::marker::PhantomData;
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Real, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Real, Result, Tensor, Var};
 
 use super::{
-    Activation,
+    Activation, cuda,
     functions::{Function, with_function},
 };
-use crate::rows::{Pointwise, check_dims, pointwise, with_rows};
+use crate::rows::{Pointwise, check_dims, input, pointwise, with_rows};
 
 struct Glu<F>(PhantomData<F>);
 
@@ -57,16 +57,24 @@ fn backward<F: Function>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Ten
 pub fn glu(gate: &Var, up: &Var, act: Activation) -> Result<Var> {
     const OP: &str = "swiglu";
     check_dims(OP, "gate", gate.tensor(), up.dims())?;
-    let (g, u) = (with_rows(OP, "gate", gate.tensor())?, with_rows(OP, "up", up.tensor())?);
+    let (g, u) = (input(OP, "gate", gate.tensor())?, input(OP, "up", up.tensor())?);
     if g.device() != u.device() {
         return Err(Error::DeviceMismatch { op: OP, a: g.device(), b: u.device() });
     }
-    let y = with_function!(act, F => forward::<F>(&g, &u))?;
+    let y = match g.device() {
+        Device::Cpu => with_function!(act, F => forward::<F>(&g, &u))?,
+        _ => cuda::glu_forward(OP, &g, &u, act)?,
+    };
     Ok(Var::from_op1(OP, &[gate, up], y, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
             let Some(dy) = grads[0].take() else { return Ok(vec![None, None]) };
-            let dy = with_rows(OP, "gradient", &dy)?;
-            let both = with_function!(act, F => backward::<F>(&g, &u, &dy))?;
+            let both = match g.device() {
+                Device::Cpu => {
+                    let dy = with_rows(OP, "gradient", &dy)?;
+                    with_function!(act, F => backward::<F>(&g, &u, &dy))?
+                }
+                _ => cuda::glu_backward(OP, &g, &u, &dy, act)?,
+            };
             Ok(both.into_iter().map(Some).collect())
         })
     }))

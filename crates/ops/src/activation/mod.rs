@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 pub(crate) mod conform;
+pub(crate) mod cuda;
 pub(crate) mod functions;
 mod glu;
 pub mod reference;
@@ -28,7 +29,7 @@ pub static ACTIVATION: OpInfo = OpInfo {
     source: "GELU: arXiv:1606.08415; squared ReLU: arXiv:2109.08668",
     modes: &[],
     dtypes: FLOATS,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x"],
 };
 
@@ -40,7 +41,7 @@ pub static GLU: OpInfo = OpInfo {
     source: "arXiv:2002.05202",
     modes: &[],
     dtypes: FLOATS,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["gate", "up"],
 };
 

@@ -1,9 +1,9 @@
 //! Softplus with slope and threshold, as in PyTorch.
 
-use flashlin_tensor::{Backward, BackwardCtx, Error, Real, Result, Tensor, Var, cpu::math};
+use flashlin_tensor::{Backward, BackwardCtx, Device, Error, Real, Result, Tensor, Var, cpu::math};
 
-use super::unary::run;
-use crate::rows::{Pointwise, with_rows};
+use super::{cuda, unary::run};
+use crate::rows::{Pointwise, input, with_rows};
 
 #[derive(Clone, Copy)]
 struct Softplus {
@@ -37,11 +37,21 @@ pub fn softplus(x: &Var, beta: f64, threshold: f64) -> Result<Var> {
         return Err(Error::invalid(OP, "beta", format!("is {beta}, expected a finite number other than 0")));
     }
     let f = Softplus { beta, threshold };
-    let xt = with_rows(OP, "x", x.tensor())?;
-    let [y]: [Tensor; 1] = run::<1, 1>([&xt], &f)?;
+    let gpu = cuda::Function::softplus(beta, threshold);
+    let xt = input(OP, "x", x.tensor())?;
+    let y = match xt.device() {
+        Device::Cpu => {
+            let [y] = run::<1, 1>([&xt], &f)?;
+            y
+        }
+        _ => cuda::forward(OP, &xt, gpu)?,
+    };
     Ok(Var::from_op1(OP, &[x], y, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
             let Some(dy) = g[0].take() else { return Ok(vec![None]) };
+            if xt.device() != Device::Cpu {
+                return Ok(vec![Some(cuda::backward(OP, &xt, &dy, gpu)?)]);
+            }
             let [dx] = run::<2, 1>([&xt, &with_rows(OP, "gradient", &dy)?], &f)?;
             Ok(vec![Some(dx)])
         })

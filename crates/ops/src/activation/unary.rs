@@ -2,13 +2,13 @@
 
 use std::marker::PhantomData;
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Real, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Real, Result, Tensor, Var};
 
 use super::{
-    Activation,
+    Activation, cuda,
     functions::{Function, LogSigmoid, with_function},
 };
-use crate::rows::{Pointwise, pointwise, with_rows};
+use crate::rows::{Pointwise, input, pointwise, with_rows};
 
 /// Value of F(x) / temperature.
 struct Value<F>(PhantomData<F>, f64);
@@ -49,12 +49,26 @@ pub(super) fn run<const N: usize, const M: usize>(
     Ok(outs)
 }
 
-fn unary<F: Function + Send + 'static>(op: &'static str, x: &Var, factor: f64) -> Result<Var> {
-    let xt = with_rows(op, "x", x.tensor())?;
-    let [y] = run([&xt], &Value::<F>(PhantomData, factor))?;
+fn unary<F: Function + Send + 'static>(
+    op: &'static str,
+    x: &Var,
+    factor: f64,
+    gpu: cuda::Function,
+) -> Result<Var> {
+    let xt = input(op, "x", x.tensor())?;
+    let y = match xt.device() {
+        Device::Cpu => {
+            let [y] = run([&xt], &Value::<F>(PhantomData, factor))?;
+            y
+        }
+        _ => cuda::forward(op, &xt, gpu)?,
+    };
     Ok(Var::from_op1(op, &[x], y, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
             let Some(dy) = g[0].take() else { return Ok(vec![None]) };
+            if xt.device() != Device::Cpu {
+                return Ok(vec![Some(cuda::backward(op, &xt, &dy, gpu)?)]);
+            }
             let dy = with_rows(op, "gradient", &dy)?;
             let [dx] = run([&xt, &dy], &Slope::<F>(PhantomData, factor))?;
             Ok(vec![Some(dx)])
@@ -65,9 +79,9 @@ fn unary<F: Function + Send + 'static>(op: &'static str, x: &Var, factor: f64) -
 /// y = act(x), elementwise, in the dtype of `x`; half precision is computed in f32.
 ///
 /// # Errors
-/// For integer tensors and devices other than the CPU.
+/// For integer tensors, and for f64 on a GPU.
 pub fn activate(x: &Var, act: Activation) -> Result<Var> {
-    with_function!(act, F => unary::<F>("activation", x, 1.0))
+    with_function!(act, F => unary::<F>("activation", x, 1.0, cuda::Function::of(act)))
 }
 
 /// ln(sigmoid(x)) / temperature
@@ -79,5 +93,6 @@ pub fn logsigmoid(x: &Var, temperature: f64) -> Result<Var> {
         let why = format!("is {temperature}, expected a finite number other than 0");
         return Err(flashlin_tensor::Error::invalid("logsigmoid", "temperature", why));
     }
-    unary::<LogSigmoid>("logsigmoid", x, 1.0 / temperature)
+    let factor = 1.0 / temperature;
+    unary::<LogSigmoid>("logsigmoid", x, factor, cuda::Function::log_sigmoid(factor, None))
 }

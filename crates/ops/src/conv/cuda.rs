@@ -1,7 +1,7 @@
 //! The convolution on a GPU: chunks of tokens by blocks of channels, all sequences in one launch (kernels in `tiles/src/conv`).
 
 use flashlin_tensor::{
-    DType, Device, Error, Result, Tensor,
+    DType, Error, Result, Tensor,
     cuda::{Arg, Launcher},
 };
 
@@ -41,7 +41,7 @@ impl Operands {
 }
 
 /// (first token, length, first token of the chunk, sequence) of every chunk of at most `tokens`; with `None` of every sequence.
-fn table(call: &Call, tokens: Option<usize>, device: &Device) -> Result<(Tensor, usize)> {
+fn table(call: &Call, tokens: Option<usize>, on: &Launcher) -> Result<(Tensor, usize)> {
     let mut rows: Vec<i32> = Vec::new();
     for (n, range) in call.seqs.ranges().enumerate() {
         let mut push = |from: usize| -> Result<()> {
@@ -58,7 +58,7 @@ fn table(call: &Call, tokens: Option<usize>, device: &Device) -> Result<(Tensor,
         }
     }
     let count = rows.len() / 4;
-    Ok((Tensor::from_vec(rows, &[count, 4])?.to_device(device)?, count))
+    Ok((on.table(rows)?, count))
 }
 
 /// Channels and tokens of a block of the kernels that take both.
@@ -78,7 +78,7 @@ pub(super) fn forward(call: &Call, want_state: bool) -> Result<(Tensor, Option<T
     let (on, device) = (&o.on, call.x.device());
     let kernel = on.find("conv_fwd", o.kind, &[])?;
     let [bd, bt] = block(kernel)?;
-    let (chunks, count) = table(call, Some(bt), &device)?;
+    let (chunks, count) = table(call, Some(bt), on)?;
     let y = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
     on.int(y.numel())?;
     let mut args =
@@ -102,7 +102,7 @@ pub(super) fn forward(call: &Call, want_state: bool) -> Result<(Tensor, Option<T
 fn last_state(call: &Call, o: &Operands) -> Result<Tensor> {
     let (on, device) = (&o.on, call.x.device());
     let kernel = on.find("conv_state", o.kind, &[])?;
-    let (seqs, n) = table(call, None, &device)?;
+    let (seqs, n) = table(call, None, on)?;
     let last = Tensor::empty(&[n, call.channels, call.taps], call.x.dtype(), &device)?;
     let mut args = vec![on.at(&o.x)?, on.maybe(o.state.as_ref())?, on.at(&seqs)?, on.at(&last)?];
     args.extend([on.int(n)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(o.state.as_ref())]);
@@ -141,7 +141,7 @@ fn before_activation(call: &Call, o: &Operands, dy: &Tensor) -> Result<Tensor> {
     let (on, device) = (&o.on, call.x.device());
     let kernel = on.find("conv_dz", o.kind, &[])?;
     let [bd, bt] = block(kernel)?;
-    let (chunks, count) = table(call, Some(bt), &device)?;
+    let (chunks, count) = table(call, Some(bt), on)?;
     let dz = Tensor::empty(call.x.dims(), DType::F32, &device)?;
     let mut args =
         vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?, on.maybe(o.state.as_ref())?];
@@ -161,7 +161,7 @@ fn input_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>
     let (on, device) = (&o.on, call.x.device());
     let kernel = on.find("conv_dx", o.kind, &[])?;
     let [bd, bt] = block(kernel)?;
-    let (chunks, count) = table(call, Some(bt), &device)?;
+    let (chunks, count) = table(call, Some(bt), on)?;
     let dx = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
     let mut args = vec![on.at(dz)?, on.at(&o.weight)?, on.maybe(dlast)?, on.at(&chunks)?, on.at(&dx)?];
     args.extend([on.int(count)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(dlast)]);
@@ -174,7 +174,7 @@ fn input_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>
 fn weight_gradients(call: &Call, o: &Operands, dz: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let (on, device, (d, w)) = (&o.on, call.x.device(), (call.channels, call.taps));
     let kernel = on.find("conv_dw", o.kind, &[("BT", PIECE as i64)])?;
-    let (chunks, count) = table(call, Some(PIECE), &device)?;
+    let (chunks, count) = table(call, Some(PIECE), on)?;
     let parts = Tensor::empty(&[count, w + 1, d], DType::F32, &device)?;
     let mut args =
         vec![on.at(&o.x)?, on.maybe(o.state.as_ref())?, on.at(&chunks)?, on.at(dz)?, on.at(&parts)?];
@@ -190,7 +190,7 @@ fn weight_gradients(call: &Call, o: &Operands, dz: &Tensor) -> Result<(Option<Te
 fn state_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>) -> Result<Tensor> {
     let (on, device) = (&o.on, call.x.device());
     let kernel = on.find("conv_dstate", o.kind, &[])?;
-    let (seqs, n) = table(call, None, &device)?;
+    let (seqs, n) = table(call, None, on)?;
     let ds = Tensor::empty(&[n, call.channels, call.taps], call.x.dtype(), &device)?;
     let mut args = vec![on.at(dz)?, on.at(&o.weight)?, on.maybe(dlast)?, on.at(&seqs)?, on.at(&ds)?];
     args.extend([on.int(n)?, on.int(call.channels)?, on.int(call.taps)?, Operands::flag(dlast)]);
@@ -207,19 +207,12 @@ pub(super) fn step(args: &ConvStep, slots: &[usize], state: &mut Tensor, out: &m
     if state.dtype() != dtype {
         return Err(Error::dtype(OP, "state", state.dtype(), format!("{dtype}, as x, on a GPU")));
     }
-    if args.residual.is_some() {
-        return Err(Error::unsupported(
-            OP,
-            "a residual in a step on a GPU",
-            "no residual: add it to the output",
-        ));
-    }
     let kernel = on.find("conv_step", kind, &[])?;
     let (x, weight) = (args.x.contiguous()?, args.weight.to_dtype(dtype)?.contiguous()?);
     let bias = args.bias.map(|b| b.to_dtype(dtype)?.contiguous()).transpose()?;
-    let slots: Vec<i32> = slots.iter().map(|&s| s as i32).collect();
     let (rows, d, w) = (slots.len(), state.dim(1), state.dim(2));
-    let slots = Tensor::from_vec(slots, &[rows])?.to_device(&args.x.device())?;
+    let slots: Vec<i32> = slots.iter().map(|&s| s as i32).collect();
+    let slots = on.table(slots)?;
     let silu = super::is_silu(args.activation)?;
     let mut list = vec![
         on.at(&x)?,
@@ -237,5 +230,12 @@ pub(super) fn step(args: &ConvStep, slots: &[usize], state: &mut Tensor, out: &m
         Arg::I32(silu as i32),
     ]);
     // SAFETY: the slots were checked against the pool and are all different; the arrays have the sizes that R, D and W state.
-    unsafe { on.launch(&kernel.name, [d.div_ceil(lanes(kernel)?), rows, 1], &list) }
+    unsafe { on.launch(&kernel.name, [d.div_ceil(lanes(kernel)?), rows, 1], &list) }?;
+    match args.residual {
+        Some(r) => {
+            *out = out.add(&r.to_dtype(dtype)?)?;
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }

@@ -14,7 +14,7 @@ pub use step::{ConvStep, conv_step, short_conv_on};
 use crate::{
     OpInfo, PackedSeqs,
     activation::Activation,
-    rows::{check_dims, tensor_of, with_rows},
+    rows::{check_dims, input, tensor_of},
 };
 
 /// Registry entry of [`short_conv`].
@@ -151,11 +151,9 @@ fn check(args: &ConvArgs) -> Result<Call> {
     args.residual.map_or(Ok(()), |r| check_dims(OP, "residual", r.tensor(), args.x.dims()))?;
     let state_dims = [seqs.len(), channels, taps];
     args.initial_state.map_or(Ok(()), |s| check_dims(OP, "initial_state", s.tensor(), &state_dims))?;
-    // A GPU's launches make what they need contiguous.
-    let row = |arg, t: &Tensor| if t.device() == Device::Cpu { with_rows(OP, arg, t) } else { Ok(t.clone()) };
-    let rows = |arg, v: Option<&Var>| v.map(|v| row(arg, v.tensor())).transpose();
+    let rows = |arg, v: Option<&Var>| v.map(|v| input(OP, arg, v.tensor())).transpose();
     Ok(Call {
-        x: row("x", args.x.tensor())?,
+        x: input(OP, "x", args.x.tensor())?,
         weight: args.weight.tensor().clone(),
         bias: tensor_of(args.bias),
         residual: rows("residual", args.residual)?,

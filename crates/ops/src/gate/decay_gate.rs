@@ -2,11 +2,11 @@
 //! a channel), forward and backward.
 
 use flashlin_tensor::cpu::vectorized;
-use flashlin_tensor::{Backward, BackwardCtx, DType, Element, Error, Real, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Element, Error, Real, Result, Tensor, Var};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::formulas::DecayGate;
+use super::{cuda, formulas::DecayGate};
 
 /// Tokens of a parallel block; fixed, so that sums over tokens do not depend on the number of threads.
 const BLOCK: usize = 256;
@@ -33,9 +33,10 @@ pub struct DecayGateArgs<'a> {
 /// bound is not a finite number below 0.
 pub fn decay_gate(args: DecayGateArgs<'_>) -> Result<Var> {
     let gate = Gate::new(&args)?;
-    let y = match args.x.dtype().accumulator() {
-        DType::F64 => gate.forward::<f64>()?,
-        _ => gate.forward::<f32>()?,
+    let y = match (gate.x.device(), gate.x.dtype().accumulator()) {
+        (Device::Cpu, DType::F64) => gate.forward::<f64>()?,
+        (Device::Cpu, _) => gate.forward::<f32>()?,
+        _ => cuda::forward(&gate)?,
     };
     let mut inputs = vec![args.x];
     inputs.extend(args.a_log);
@@ -43,21 +44,20 @@ pub fn decay_gate(args: DecayGateArgs<'_>) -> Result<Var> {
     Ok(Var::from_op1(OP, &inputs, y, || Box::new(gate)))
 }
 
-const OP: &str = "decay_gate";
+pub(super) const OP: &str = "decay_gate";
 
 /// A checked call: contiguous logits, `[tokens, HV, n]`.
-struct Gate {
-    x: Tensor,
-    a_log: Option<Tensor>,
-    dt_bias: Option<Tensor>,
-    formula: DecayGate,
-    hv: usize,
-    n: usize,
+pub(super) struct Gate {
+    pub(super) x: Tensor,
+    pub(super) a_log: Option<Tensor>,
+    pub(super) dt_bias: Option<Tensor>,
+    pub(super) formula: DecayGate,
+    pub(super) hv: usize,
+    pub(super) n: usize,
 }
 
 impl Gate {
     fn new(a: &DecayGateArgs<'_>) -> Result<Gate> {
-        a.x.device().require_cpu(OP)?;
         let dims = a.x.dims();
         let (hv, n) = match (a.per_channel, dims) {
             (false, [.., hv]) => (*hv, 1),
@@ -184,6 +184,9 @@ impl Backward for Gate {
         let Some(dy) = grads[0].take() else {
             return Ok(vec![None; 1 + params.iter().filter(|p| p.is_some()).count()]);
         };
+        if self.x.device() != Device::Cpu {
+            return cuda::backward(&self, &dy);
+        }
         let (dx, d_a, d_bias) = match self.x.dtype() {
             DType::F64 => self.backward_from::<f64, f64>(&dy)?,
             DType::F32 => self.backward_from::<f32, f32>(&dy)?,

@@ -1,8 +1,13 @@
 //! GLA's gate: `log sigmoid(x) / normalizer`, optionally not below a clamp.
 
 use flashlin_tensor::cpu::{par_zip, par_zip2, vectorized};
-use flashlin_tensor::{DType, Element, Error, Real, Result, Tensor, Var};
+use flashlin_tensor::{DType, Device, Element, Error, Real, Result, Tensor, Var};
 use half::{bf16, f16};
+
+use crate::{
+    activation::cuda::{self, Function},
+    rows::input,
+};
 
 use super::formulas::{log_sigmoid_gate as value, log_sigmoid_gate_derivative as derivative};
 
@@ -12,15 +17,17 @@ const OP: &str = "log_sigmoid_gate";
 /// gradient is zero where the clamp holds.
 ///
 /// # Errors
-/// When `x` is no float tensor on the CPU, or the normalizer is not a finite number above 0.
+/// When `x` is no float tensor, f64 on a GPU, or the normalizer is not a finite number above 0.
 pub fn log_sigmoid_gate(x: &Var, normalizer: f64, clamp_min: Option<f64>) -> Result<Var> {
-    x.device().require_cpu(OP)?;
     if !(normalizer.is_finite() && normalizer > 0.0) {
         let why = format!("is {normalizer}, expected a finite number above 0");
         return Err(Error::invalid(OP, "normalizer", why));
     }
     if clamp_min.is_some_and(f64::is_nan) {
         return Err(Error::invalid(OP, "clamp_min", "is NaN, expected a number"));
+    }
+    if x.device() != Device::Cpu {
+        return on_gpu(x, Function::log_sigmoid(1.0 / normalizer, clamp_min));
     }
     let t = x.tensor().contiguous()?;
     let y = match t.dtype() {
@@ -42,6 +49,17 @@ pub fn log_sigmoid_gate(x: &Var, normalizer: f64, clamp_min: Option<f64>) -> Res
         Ok(vec![Some(dx?)])
     };
     Ok(Var::from_op1(OP, &[x], y, || Box::new(reverse)))
+}
+
+fn on_gpu(x: &Var, f: Function) -> Result<Var> {
+    let t = input(OP, "x", x.tensor())?;
+    let y = cuda::forward(OP, &t, f)?;
+    Ok(Var::from_op1(OP, &[x], y, || {
+        Box::new(move |_: &mut flashlin_tensor::BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
+            let dx = g[0].take().map(|g| cuda::backward(OP, &t, &g, f)).transpose()?;
+            Ok(vec![dx])
+        })
+    }))
 }
 
 /// An element in the type of the computation, and back.

@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 pub(crate) mod conform;
+mod cuda;
 mod decay_gate;
 pub mod formulas;
 mod log_sigmoid;
@@ -25,7 +26,7 @@ pub static DECAY_GATE: OpInfo = OpInfo {
     source: "arXiv:2412.06464, arXiv:2510.26692",
     modes: &[],
     dtypes: DTYPES,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x", "a_log", "dt_bias"],
 };
 
@@ -37,6 +38,6 @@ pub static LOG_SIGMOID_GATE: OpInfo = OpInfo {
     source: "arXiv:2312.06635",
     modes: &[],
     dtypes: DTYPES,
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x"],
 };

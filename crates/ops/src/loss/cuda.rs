@@ -3,7 +3,7 @@
 //! Labels are read and counted on the host, where they come from, and sent; nothing of the loss is read back.
 
 use flashlin_tensor::{
-    Backward, BackwardCtx, DType, Error, Result, Tensor, Var,
+    Backward, BackwardCtx, DType, Result, Tensor, Var,
     cuda::{Arg, Launcher},
     grad_enabled,
 };
@@ -13,21 +13,23 @@ use super::{LossOptions, LossOutput, Reduction};
 /// Elements of a block of logits: 512 MiB in f32.
 const LOGITS: usize = 128 << 20;
 
-/// Refuses what the kernel does not compute.
-fn check(op: &'static str, options: &LossOptions) -> Result<()> {
-    let what = match (options.logit_softcapping, options.l2_warp) {
-        (Some(_), _) => "logit_softcapping",
-        (_, Some(_)) => "l2_warp",
-        _ => return Ok(()),
-    };
-    let supported = "label_smoothing, lse_square_scale, logit_scale, ignore_index, every reduction";
-    Err(Error::unsupported(op, format!("{what} on a GPU"), supported))
-}
-
 /// Labels as the kernel reads them: -1 for tokens that do not count.
 fn send(labels: &[Option<usize>], like: &Tensor) -> Result<Tensor> {
     let of = |l: &Option<usize>| l.map_or(-1, |l| l as i64);
     Tensor::from_vec(labels.iter().map(of).collect(), &[labels.len()])?.to_device(&like.device())
+}
+
+/// What a gradient is scaled by: each token's weight, and that of the largest logit.
+#[derive(Clone, Copy)]
+struct Scale {
+    token: f64,
+    warp: f64,
+}
+
+impl Scale {
+    fn of(options: &LossOptions, count: usize, tokens: usize) -> Self {
+        Scale { token: options.token_weight(count), warp: options.warp(tokens) }
+    }
 }
 
 /// Losses `[rows]` in f32 of contiguous logits `[rows, V]`. With a `scale`, the logits become their gradient times it.
@@ -36,7 +38,7 @@ fn rows(
     logits: &Tensor,
     labels: &Tensor,
     options: &LossOptions,
-    scale: Option<f64>,
+    scale: Option<Scale>,
 ) -> Result<Tensor> {
     let on = Launcher::on(op, logits)?;
     let kernel = on.find("cross_entropy", on.float("logits", logits.dtype())?, &[])?;
@@ -47,7 +49,9 @@ fn rows(
     let float = |x: f64| Arg::F32(x as f32);
     let mut args = vec![on.at(logits)?, on.at(labels)?, on.at(&loss)?, on.at(&lse)?, on.int(n)?, on.int(v)?];
     args.extend([Arg::I32(scale.is_some() as i32), float(options.label_smoothing)]);
-    args.extend([float(options.lse_square_scale), float(scale.unwrap_or(0.0)), float(options.logit_scale)]);
+    let [token, warp] = scale.map_or([0.0; 2], |s| [s.token, s.warp]).map(float);
+    args.extend([float(options.lse_square_scale), token, float(options.logit_scale)]);
+    args.extend([float(options.logit_softcapping.unwrap_or(0.0)), warp]);
     // SAFETY: the logits are contiguous, [n, V]; labels, loss and lse have n elements.
     unsafe { on.launch(&kernel.name, [n, 1, 1], &args) }?;
     Ok(loss)
@@ -68,10 +72,10 @@ pub(super) fn plain(
     labels: &[Option<usize>],
     options: &LossOptions,
 ) -> Result<LossOutput> {
-    check(op, options)?;
     let options = *options;
     let (dims, v) = (logits.dims().to_vec(), logits.dim(logits.dims().len() - 1));
     let count = labels.iter().flatten().count();
+    let scale = Scale::of(&options, count, labels.len());
     let flat = logits.tensor().reshape(&[labels.len(), v])?.contiguous()?;
     let labels = send(labels, &flat)?;
     let losses = rows(op, &flat, &labels, &options, None)?;
@@ -84,7 +88,7 @@ pub(super) fn plain(
                 DType::F32 => flat.copy()?,
                 _ => flat.to_dtype(DType::F32)?,
             };
-            rows(op, &d, &labels, &options, Some(options.token_weight(count)))?;
+            rows(op, &d, &labels, &options, Some(scale))?;
             // One number for all rows, or one a row.
             let g = g.to_dtype(DType::F32)?.reshape(&[g.numel(), 1])?;
             Ok(vec![Some(d.mul(&g)?.to_dtype(flat.dtype())?.reshape(&dims)?)])
@@ -102,12 +106,11 @@ pub(super) fn linear(
     labels: &[Option<usize>],
     options: &LossOptions,
 ) -> Result<LossOutput> {
-    check(op, options)?;
     let [classes, hidden] = weight.tensor().dims_n::<2>(op, "weight")?;
     let wanted = |v: Option<&Var>| grad_enabled() && v.is_some_and(Var::is_tracked);
     let wants = [wanted(Some(x)), wanted(Some(weight)), wanted(bias)];
     let count = labels.iter().flatten().count();
-    let scale = wants.contains(&true).then(|| options.token_weight(count));
+    let scale = wants.contains(&true).then(|| Scale::of(options, count, labels.len()));
     let flat = x.tensor().reshape(&[labels.len(), hidden])?.contiguous()?;
     let sent = send(labels, &flat)?;
     let mut saved: [Option<Tensor>; 3] = [const { None }; 3];

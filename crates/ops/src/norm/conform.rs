@@ -13,6 +13,8 @@ pub struct Conformance;
 
 /// D: no multiple of the vectors' length, and of 3.
 const WIDTH: usize = 39;
+/// D of the forms that a GPU does in tiles: a multiple of 8.
+const EVEN: usize = 56;
 const OUT: usize = 7;
 const EPS: f64 = 1e-3;
 
@@ -24,6 +26,7 @@ struct Variant {
     affine: bool,
     residual: bool,
     linear: bool,
+    width: usize,
 }
 
 fn variants() -> Vec<Variant> {
@@ -38,19 +41,34 @@ fn variants() -> Vec<Variant> {
     for kind in [NormKind::Rms, NormKind::Layer, NormKind::L2] {
         for gate in gates {
             for (groups, affine, residual) in forms {
-                all.push(Variant { kind, groups, gate, affine, residual, linear: false });
+                all.push(Variant { kind, groups, gate, affine, residual, linear: false, width: WIDTH });
             }
         }
     }
-    let plain =
-        Variant { kind: NormKind::Rms, groups: 1, gate: None, affine: true, residual: false, linear: true };
+    let plain = Variant {
+        kind: NormKind::Rms,
+        groups: 1,
+        gate: None,
+        affine: true,
+        residual: false,
+        linear: true,
+        width: WIDTH,
+    };
     all.push(plain);
+    for kind in [NormKind::Rms, NormKind::Layer, NormKind::L2] {
+        for gate in gates {
+            for residual in [false, true] {
+                let affine = residual || gate.is_some();
+                all.push(Variant { kind, gate, affine, residual, linear: false, width: EVEN, ..plain });
+            }
+        }
+    }
     all
 }
 
 impl Variant {
     fn spec(&self) -> reference::Spec {
-        reference::Spec { kind: self.kind, groups: self.groups, eps: EPS, gate: self.gate, width: WIDTH }
+        reference::Spec { kind: self.kind, groups: self.groups, eps: EPS, gate: self.gate, width: self.width }
     }
 
     /// Names of the inputs beyond x, in order.
@@ -94,17 +112,20 @@ impl ModuleOp for Conformance {
                 format!("{act} gate {}", if before { "before" } else { "after" })
             });
             let linear = if v.linear { ", linear" } else { "" };
-            let Variant { kind, groups, affine, residual, .. } = v;
-            format!("{kind:?}, {groups} groups, {gate}, affine {affine}, residual {residual}{linear}")
+            let Variant { kind, groups, affine, residual, width, .. } = v;
+            format!(
+                "{kind:?}, {groups} groups of {width}, {gate}, affine {affine}, residual {residual}{linear}"
+            )
         };
         variants().iter().map(name).collect()
     }
 
     fn inputs(&self, case: usize) -> Vec<ModuleInput> {
-        let (rows, normal) = ([2, 5, WIDTH], Fill::Normal(1.0));
+        let width = variants()[case].width;
+        let (rows, normal) = ([2, 5, width], Fill::Normal(1.0));
         let mut all = vec![ModuleInput::token("x", &rows, normal)];
         all.extend(variants()[case].names().into_iter().map(|name| match name {
-            "weight" | "bias" => ModuleInput::shared(name, &[WIDTH], normal),
+            "weight" | "bias" => ModuleInput::shared(name, &[width], normal),
             "linear" => ModuleInput::shared(name, &[OUT, WIDTH], normal),
             _ => ModuleInput::token(name, &rows, normal),
         }));

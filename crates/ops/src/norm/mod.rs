@@ -2,12 +2,13 @@
 
 pub(crate) mod conform;
 mod cpu;
+mod cuda;
 mod forms;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
 pub use forms::{
     Gate, group_norm, l2_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_gated_grouped, rms_norm_linear,
 };
@@ -15,7 +16,7 @@ pub use forms::{
 use crate::{
     OpInfo,
     activation::Activation,
-    rows::{check_dims, tensor_of, with_rows},
+    rows::{check_dims, input, tensor_of},
 };
 
 /// Registry entry of [`norm`] and the functions built on it.
@@ -26,7 +27,7 @@ pub static NORM: OpInfo = OpInfo {
     source: "RMSNorm: arXiv:1910.07467; LayerNorm: arXiv:1607.06450; GroupNorm: arXiv:1803.08494",
     modes: &[],
     dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["x", "weight", "bias", "residual", "gate"],
 };
 
@@ -141,13 +142,25 @@ pub fn norm(args: &NormArgs) -> Result<NormOutput> {
     }
     let (plan, inputs) = check(args)?;
     let keep = args.residual.is_some() && (args.prenorm || args.any_tracked());
-    let (y, sum) = cpu::forward(&plan, &inputs, keep)?;
+    let (y, sum, saved) = match inputs.x.device() {
+        Device::Cpu => {
+            let (y, sum) = cpu::forward(&plan, &inputs, keep)?;
+            (y, sum, None)
+        }
+        _ => cuda::forward(&plan, &inputs)?,
+    };
     if args.residual.is_none() {
-        let y = record(args, plan, inputs.clone(), vec![y], inputs.x).swap_remove(0);
+        let normed = inputs.x.clone();
+        let y = record(args, plan, inputs, vec![y], (normed, saved)).swap_remove(0);
         return Ok(NormOutput { y, residual: args.prenorm.then(|| args.x.clone()) });
     }
-    let Some(sum) = sum else { return Ok(NormOutput { y: Var::constant(y), residual: None }) };
-    let mut outputs = record(args, plan, inputs, vec![y, sum.clone()], sum);
+    let Some(sum) = sum.filter(|_| keep) else {
+        return Ok(NormOutput { y: Var::constant(y), residual: None });
+    };
+    // The reverse reads the sum; of x and the residual it asks for type and shape alone, and holding them would cost memory.
+    let x = if inputs.x.dtype() == sum.dtype() { sum.clone() } else { shape_of(&inputs.x)? };
+    let inputs = Inputs { x, residual: Some(sum.clone()), ..inputs };
+    let mut outputs = record(args, plan, inputs, vec![y, sum.clone()], (sum, saved));
     let residual = outputs.pop().filter(|_| args.prenorm);
     Ok(NormOutput { y: outputs.swap_remove(0), residual })
 }
@@ -175,9 +188,9 @@ fn check(args: &NormArgs) -> Result<(Plan, Inputs)> {
     {
         return Err(Error::unsupported(OP, format!("a gate activation `{act}`"), "silu (swish), sigmoid"));
     }
-    let rows = |arg, v: Option<&Var>| v.map(|v| with_rows(OP, arg, v.tensor())).transpose();
+    let rows = |arg, v: Option<&Var>| v.map(|v| input(OP, arg, v.tensor())).transpose();
     let inputs = Inputs {
-        x: with_rows(OP, "x", args.x.tensor())?,
+        x: input(OP, "x", args.x.tensor())?,
         weight: tensor_of(args.weight),
         bias: tensor_of(args.bias),
         residual: rows("residual", args.residual)?,
@@ -187,8 +200,19 @@ fn check(args: &NormArgs) -> Result<(Plan, Inputs)> {
     Ok((Plan { kind: args.kind, groups: args.groups, eps: args.eps, gate, width }, inputs))
 }
 
-/// Records the call; `normed` is what the statistics were taken of (x, or x + residual).
-fn record(args: &NormArgs, plan: Plan, inputs: Inputs, outputs: Vec<Tensor>, normed: Tensor) -> Vec<Var> {
+/// A tensor of this shape and type, one element repeated.
+fn shape_of(x: &Tensor) -> Result<Tensor> {
+    Tensor::zeros(&[], x.dtype(), &x.device())?.expand(x.dims())
+}
+
+/// Records the call; `normed` is what the statistics were taken of (x, or x + residual), with what a GPU left of them.
+fn record(
+    args: &NormArgs,
+    plan: Plan,
+    inputs: Inputs,
+    outputs: Vec<Tensor>,
+    (normed, saved): (Tensor, cuda::Saved),
+) -> Vec<Var> {
     let absent = Var::constant(normed.clone());
     let all = args.inputs().map(|v| v.unwrap_or(&absent));
     Var::from_op("norm", &all, outputs, || -> Box<dyn Backward> {
@@ -196,7 +220,10 @@ fn record(args: &NormArgs, plan: Plan, inputs: Inputs, outputs: Vec<Tensor>, nor
             let dy = ctx.or_zeros(0, &mut grads)?;
             let dsum = grads.get_mut(1).and_then(Option::take);
             let wants = std::array::from_fn(|i| ctx.needs(i));
-            cpu::backward(&plan, &inputs, &normed, dy, dsum, wants)
+            match normed.device() {
+                Device::Cpu => cpu::backward(&plan, &inputs, &normed, dy, dsum, wants),
+                _ => cuda::backward(&plan, &inputs, (&normed, &saved), &dy, dsum.as_ref(), wants),
+            }
         })
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flashlin_tensor::{
-    DType, Element, Real, Result, Tensor,
+    DType, Device, Element, Real, Result, Tensor,
     cpu::{BLOCK, vectorized},
 };
 use half::{bf16, f16};
@@ -18,6 +18,8 @@ pub(super) struct Table {
     rows: usize,
     f32: [Vec<f32>; 2],
     f64: [Vec<f64>; 2],
+    /// The same in f32 on the GPUs that asked for it.
+    sent: Mutex<Vec<[Tensor; 2]>>,
 }
 
 /// The table of a [`Rotary`], replaced by a longer one when a position asks for it.
@@ -56,6 +58,18 @@ impl Table {
         ];
         t.f32 = [0, 1].map(|i| t.f64[i].iter().map(|&x| x as f32).collect());
         t
+    }
+
+    /// cos and sin `[rows * dim/2]` in f32 on a device.
+    pub(super) fn on_device(&self, device: &Device) -> Result<[Tensor; 2]> {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pair) = sent.iter().find(|pair| pair[0].device() == *device) {
+            return Ok(pair.clone());
+        }
+        let send = |x: &Vec<f32>| Tensor::from_slice(x, &[x.len()])?.to_device(device);
+        let pair = [send(&self.f32[0])?, send(&self.f32[1])?];
+        sent.push(pair.clone());
+        Ok(pair)
     }
 
     fn as_real<R: Real>(&self) -> [&[R]; 2] {
@@ -121,7 +135,7 @@ fn rotate_as<R: Real>(turn: &Turn, x: &Tensor, y: &mut Tensor, back: bool) -> Re
 
 /// cos and sin (with the xPos factor) for one token.
 #[inline(always)]
-fn angles<R: Real>(turn: &Turn, token: usize, back: bool, cos: &mut [R], sin: &mut [R]) {
+pub(super) fn angles<R: Real>(turn: &Turn, token: usize, back: bool, cos: &mut [R], sin: &mut [R]) {
     let half = cos.len();
     let p = turn.positions[token];
     let at = p.unsigned_abs() as usize * half;

@@ -2,6 +2,7 @@
 
 pub(crate) mod conform;
 mod cpu;
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -9,9 +10,12 @@ mod tests;
 use std::sync::Arc;
 
 use cpu::{Tables, Turn};
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
 
-use crate::{OpInfo, PackedSeqs, rows::with_rows};
+use crate::{
+    OpInfo, PackedSeqs,
+    rows::{input, with_rows},
+};
 
 /// Registry entry of [`Rotary`].
 pub static ROPE: OpInfo = OpInfo {
@@ -21,7 +25,7 @@ pub static ROPE: OpInfo = OpInfo {
     source: "arXiv:2104.09864; xPos: arXiv:2212.10554",
     modes: &[],
     dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["q", "k"],
 };
 
@@ -141,7 +145,7 @@ impl Rotary {
             return Err(Error::shape(OP, arg, x.dims(), expected));
         }
         let positions = positions(at, batch, len)?;
-        let xt = with_rows(OP, arg, x.tensor())?;
+        let xt = input(OP, arg, x.tensor())?;
         let turn = Arc::new(Turn {
             tables: self.tables.upto(self, &positions),
             factors: self.factors(&positions, at.max_len, sign),
@@ -151,11 +155,18 @@ impl Rotary {
             heads,
             width,
         });
-        let y = cpu::rotate(&turn, &xt, false)?;
+        let y = match xt.device() {
+            Device::Cpu => cpu::rotate(&turn, &xt, false)?,
+            _ => cuda::rotate(&turn, &xt, false)?,
+        };
         Ok(Var::from_op1(OP, &[x], y, || -> Box<dyn Backward> {
             Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
                 let Some(dy) = g[0].take() else { return Ok(vec![None]) };
-                Ok(vec![Some(cpu::rotate(&turn, &with_rows(OP, "gradient", &dy)?, true)?)])
+                let dx = match dy.device() {
+                    Device::Cpu => cpu::rotate(&turn, &with_rows(OP, "gradient", &dy)?, true)?,
+                    _ => cuda::rotate(&turn, &dy, true)?,
+                };
+                Ok(vec![Some(dx)])
             })
         }))
     }
