@@ -245,6 +245,11 @@ impl Gpu {
         lock(&self.0.capture)
     }
 
+    /// True while a graph is captured on it.
+    pub fn is_capturing(&self) -> bool {
+        self.capturing().is_some()
+    }
+
     pub(crate) fn capturing(&self) -> Option<Capturing> {
         *lock(&self.0.capture)
     }

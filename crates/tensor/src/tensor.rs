@@ -88,7 +88,7 @@ impl Tensor {
     pub fn full(value: f64, dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         if *device != Device::Cpu {
             // One element, repeated.
-            let one = Self::full(value, &[], dtype, &Device::Cpu)?.to_device(device)?;
+            let one = cuda::kept(&Self::full(value, &[], dtype, &Device::Cpu)?, device)?;
             return one.expand(dims)?.copy();
         }
         let mut t = Self::empty(dims, dtype, device)?;

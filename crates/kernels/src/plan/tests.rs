@@ -55,6 +55,9 @@ fn names() -> Bundle {
         ("norm_bwd", "bf16", norm()),
         ("column_sum", "f32", vec![("R", 16), ("DT", 128)]),
         ("swiglu_fwd", "bf16", vec![("R", 4), ("DT", 256)]),
+        ("sum_squares", "f32", vec![("N", 1024)]),
+        ("adamw_decide", "f32", vec![("N", 1024)]),
+        ("adamw_update", "bf16", vec![("N", 1024)]),
     ])
 }
 
@@ -248,5 +251,34 @@ fn modules_find_their_kernels() {
                 assert_eq!((plan.launches.len(), back.launches.len()), (1, 3));
             }
         }
+    }
+}
+
+#[test]
+fn an_optimizer_step_covers_every_parameter_once() {
+    let (bundle, tuning) = (names(), Tuning::default());
+    let m = machine(&bundle, &tuning);
+    let block = 16 * 1024;
+    let plan = global_norm(&m, &[1, 0, block, 2 * block + 1]).unwrap();
+    let grids: Vec<u32> = plan.launches.iter().map(|l| l.grid[0]).collect();
+    assert_eq!(grids, [1, 1, 3, 1]);
+    assert!(plan.launches[3].kernel.starts_with("adamw_decide"));
+    assert_eq!(plan.workspace, [Array::new("part", "f32", &[5])]);
+    // Nothing to add is a norm of 0.
+    assert_eq!(global_norm(&m, &[]).unwrap().launches.len(), 1);
+    let plan = adamw(&m, &[("bf16", 1025), ("bf16", 0), ("bf16", 7)]).unwrap();
+    assert_eq!(plan.launches.iter().map(|l| l.grid[0]).collect::<Vec<_>>(), [2, 1]);
+    assert!(adamw(&m, &[("f64", 3)]).is_err());
+    let little = Machine { free_bytes: 100, ..m };
+    assert!(matches!(global_norm(&little, &[block << 10]), Err(Error::Workspace { .. })));
+}
+
+#[test]
+fn every_bundle_of_this_build_has_the_optimizer() {
+    let tuning = Tuning::default();
+    for bundle in Arch::ALL.into_iter().filter_map(|a| embedded(a).ok()) {
+        let m = machine(bundle, &tuning);
+        global_norm(&m, &[3]).unwrap();
+        adamw(&m, &[("f32", 3), ("bf16", 3), ("f16", 3)]).unwrap();
     }
 }

@@ -1,9 +1,46 @@
 //! Dense products through cuBLASLt, with f32 accumulation (f64 for f64).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use flashlin_cuda::{MatmulArgs, MatmulSpec, Operand, Scalar};
 
 use super::buffer;
 use crate::{DType, Error, Result, Tensor};
+
+/// How a GPU multiplies f32 matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// In f32.
+    #[default]
+    F32,
+    /// Operands rounded to TF32 (11 bits), several times as fast.
+    Tf32,
+}
+
+static TF32: AtomicBool = AtomicBool::new(false);
+
+/// Chooses how f32 matrices are multiplied on all GPUs, from the next product of this process on. It is no thread's own: a forward pass and
+/// its backward may run on different threads and must agree.
+pub fn set_products(products: Products) {
+    TF32.store(products == Products::Tf32, Ordering::Relaxed);
+}
+
+/// How f32 matrices are multiplied on GPUs: [`Products::F32`] unless [`set_products`] said otherwise.
+pub fn products() -> Products {
+    if TF32.load(Ordering::Relaxed) { Products::Tf32 } else { Products::F32 }
+}
+
+impl std::str::FromStr for Products {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "f32" => Ok(Products::F32),
+            "tf32" => Ok(Products::Tf32),
+            other => Err(Error::invalid("products", "products", format!("is `{other}`, expected f32 or tf32"))),
+        }
+    }
+}
 
 fn scalar(dtype: DType) -> Result<Scalar> {
     match dtype {
@@ -57,6 +94,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
         b: b_layout,
         c_batch_stride: m * n,
         output: scalar(out.dtype)?,
+        tf32: a.dtype == DType::F32 && products() == Products::Tf32,
         ..MatmulSpec::dense(m, n, k, scalar(a.dtype)?)
     };
     let args = MatmulArgs::new(a.device_address()?, b.device_address()?, out.device_address()?);

@@ -4,9 +4,12 @@
 //! device but reading values ([`Tensor::to_vec`] and its kin). Kernels count elements in 32 bits; longer arrays are cut by the host
 //! where the operation allows it, else refused.
 
+pub mod adamw;
 mod array;
+mod kept;
 mod launcher;
 mod matmul;
+mod record;
 mod rows;
 mod tables;
 #[cfg(test)]
@@ -15,7 +18,10 @@ mod tests;
 pub use flashlin_cuda::Arg;
 use flashlin_cuda::{Buffer, Gpu};
 pub use flashlin_kernels::{Kernel, Result as KernelResult, plan};
+pub use kept::kept;
 pub use launcher::{Launcher, Operands};
+pub use matmul::{Products, products, set_products};
+pub use record::{Place, Recording, record};
 
 pub(crate) use array::{compare, copy_into, select, unary, zip};
 pub(crate) use matmul::product;

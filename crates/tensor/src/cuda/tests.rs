@@ -22,3 +22,22 @@ fn a_tensor_of_the_host_has_no_device_address() {
     assert!(t.device_address().unwrap_err().to_string().contains("of the host"));
     assert_eq!(t.to_device(&Device::Cpu).unwrap().to_vec::<f32>().unwrap(), [1.0; 3]);
 }
+
+#[test]
+fn a_recording_and_its_places_need_a_gpu() {
+    use super::{Place, record};
+    let e = record::<(), crate::Error>(&Device::Cpu, || Ok(())).unwrap_err();
+    assert!(e.to_string().contains("device cpu"), "{e}");
+    let t = Tensor::ones(&[3], DType::F32, &Device::Cpu).unwrap();
+    assert!(Place::of(t).unwrap_err().to_string().contains("of the host"));
+}
+
+#[test]
+fn products_are_exact_unless_asked() {
+    use super::{Products, products, set_products};
+    assert_eq!(products(), Products::F32);
+    set_products("tf32".parse().unwrap());
+    assert_eq!(products(), Products::Tf32);
+    set_products(Products::F32);
+    assert!("bf16".parse::<Products>().unwrap_err().to_string().contains("expected f32 or tf32"));
+}
