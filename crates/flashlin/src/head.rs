@@ -4,7 +4,7 @@ use flashlin_ops::{
     PackedSeqs,
     loss::{LossOptions, cross_entropy, linear_cross_entropy, shift_labels},
 };
-use flashlin_tensor::{Tensor, Var};
+use flashlin_tensor::{Tensor, Var, cuda};
 
 use crate::{Logits, Result, padding::Padding};
 
@@ -65,7 +65,10 @@ fn rows(x: &Var) -> Result<Var> {
 
 /// The last `n` tokens of every sequence, `[N, n, D]`; zeros stand before a shorter one's first token.
 fn last(hidden: &Var, sequences: &PackedSeqs, n: usize) -> Result<Var> {
-    let d = hidden.dim(2);
+    let [b, t, d] = hidden.tensor().dims_n::<3>("head", "hidden")?;
+    if b == sequences.len() && n <= t && sequences.ranges().all(|r| r.len() == t) {
+        return Ok(hidden.narrow(1, t - n, n)?);
+    }
     let (mut from, mut to) = (Vec::new(), Vec::new());
     for (row, r) in sequences.ranges().enumerate() {
         for (i, token) in r.clone().rev().take(n).enumerate() {
@@ -74,7 +77,8 @@ fn last(hidden: &Var, sequences: &PackedSeqs, n: usize) -> Result<Var> {
         }
     }
     let count = from.len();
-    let (from, to) = (Tensor::from_vec(from, &[count])?, Tensor::from_vec(to, &[count])?);
+    let index = |rows: Vec<i64>| cuda::kept(&Tensor::from_vec(rows, &[count])?, &hidden.device());
+    let (from, to) = (index(from)?, index(to)?);
     let picked = rows(hidden)?.index_select(&from)?.index_add(&to, sequences.len() * n)?;
     Ok(picked.reshape(&[sequences.len(), n, d])?)
 }

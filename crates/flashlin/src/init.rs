@@ -168,9 +168,12 @@ impl Init {
         }
         let dtype = if role == Role::Gate { self.dtype.accumulator() } else { self.dtype };
         let value = match dist {
-            _ if self.blank => Tensor::zeros(dims, dtype, &self.device)?,
+            _ if self.blank => blank(dims, dtype, &self.device)?,
             Dist::Zeros => Tensor::zeros(dims, dtype, &self.device)?,
             Dist::Ones => Tensor::ones(dims, dtype, &self.device)?,
+            Dist::Normal(std) => {
+                Philox::named(self.seed, &full).randn(0.0, std, dims, dtype, &self.device)?
+            }
             dist => {
                 let rng = Philox::named(self.seed, &full);
                 rng.fill(dims, dtype, &self.device, |rng, i| dist.sample(rng, i))?
@@ -191,6 +194,14 @@ impl Init {
     pub(crate) fn finish(self) -> ParamList {
         std::mem::take(&mut *self.list.borrow_mut())
     }
+}
+
+/// Zeros to be replaced. On a GPU one zero is repeated: the values that follow are the first to take memory there.
+fn blank(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(match device {
+        Device::Cpu => Tensor::zeros(dims, dtype, device)?,
+        _ => Tensor::zeros(&[], dtype, device)?.expand(dims)?,
+    })
 }
 
 #[cfg(test)]

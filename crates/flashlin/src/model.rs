@@ -337,7 +337,7 @@ impl Model {
     fn embed(&self, tokens: &Tokens) -> Result<Var> {
         match tokens {
             Tokens::Ids(ids) => {
-                let x = self.embeddings.var().index_select(ids)?;
+                let x = self.embeddings.var().index_select(&self.on_device(ids)?)?;
                 match self.frozen_row() {
                     Some(pad) => without_gradient_at(x, ids, pad),
                     None => Ok(x),
@@ -352,6 +352,21 @@ impl Model {
                 Err(Error::argument("inputs_embeds", why))
             }
         }
+    }
+
+    /// Token ids on the model's device. They are checked on the host, since a GPU cannot complain; ids that are there already (a recorded step's)
+    /// are taken as they are, and one outside of the vocabulary gives NaN.
+    fn on_device(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.device == Device::Cpu || ids.device() != Device::Cpu {
+            return Ok(ids.clone());
+        }
+        let wide = ids.to_dtype(DType::I64)?.contiguous()?;
+        let vocab = self.config.base().vocab_size;
+        let outside = |id: &&i64| usize::try_from(**id).map_or(true, |id| id >= vocab);
+        if let Some(id) = wide.as_slice::<i64>()?.iter().find(outside) {
+            return Err(Error::argument("input_ids", format!("hold {id}, outside 0..{vocab}")));
+        }
+        Ok(wide.to_device(&self.device)?)
     }
 
     /// The padding token, where its embedding learns nothing as an input. As in Python, -1 is the last row.
@@ -395,7 +410,8 @@ fn without_gradient_at(x: Var, ids: &Tensor, id: i64) -> Result<Var> {
         return Ok(x);
     }
     let column: Vec<usize> = ids.dims().iter().copied().chain([1]).collect();
-    let (from, after) = (ids.ge(id as f64)?.reshape(&column)?, ids.ge((id + 1) as f64)?.reshape(&column)?);
+    let from_on = |id: i64| ids.ge(id as f64)?.reshape(&column)?.to_device(&x.device());
+    let (from, after) = (from_on(id)?, from_on(id + 1)?);
     let backward = move |_: &mut BackwardCtx<'_>, grads: Vec<Option<Tensor>>| {
         let drop = |g: Tensor| {
             let zero = Tensor::zeros(&[], g.dtype(), &g.device())?;

@@ -1,7 +1,7 @@
 //! The model's door: a padded batch becomes a packed one, once, for all models; and back.
 
 use flashlin_ops::PackedSeqs;
-use flashlin_tensor::{DType, Tensor, Var};
+use flashlin_tensor::{DType, Tensor, Var, cuda};
 
 use crate::{Error, Result};
 
@@ -55,7 +55,8 @@ impl Padding {
         let rest = &x.dims()[2..];
         let flat: Vec<usize> = std::iter::once(self.batch * self.len).chain(rest.iter().copied()).collect();
         let packed: Vec<usize> = [1, self.seqs.total()].into_iter().chain(rest.iter().copied()).collect();
-        Ok(x.reshape(&flat)?.index_select(&self.index)?.reshape(&packed)?)
+        let index = cuda::kept(&self.index, &x.device())?;
+        Ok(x.reshape(&flat)?.index_select(&index)?.reshape(&packed)?)
     }
 
     /// As [`Padding::pack`] for an array without gradient (token ids, labels).
@@ -74,7 +75,8 @@ impl Padding {
         let rest = &x.dims()[2..];
         let flat: Vec<usize> = std::iter::once(self.seqs.total()).chain(rest.iter().copied()).collect();
         let full: Vec<usize> = [self.batch, self.len].into_iter().chain(rest.iter().copied()).collect();
-        Ok(x.reshape(&flat)?.index_add(&self.index, self.batch * self.len)?.reshape(&full)?)
+        let index = cuda::kept(&self.index, &x.device())?;
+        Ok(x.reshape(&flat)?.index_add(&index, self.batch * self.len)?.reshape(&full)?)
     }
 }
 

@@ -2,7 +2,7 @@
 //! explicit call, is never copied behind the caller's back, and knows how to be saved.
 
 use flashlin_ops::{RecurrentState, StateLayout};
-use flashlin_tensor::{DType, Device, Tensor, Var};
+use flashlin_tensor::{DType, Device, Tensor, Var, cuda};
 
 use crate::{Error, Result};
 
@@ -66,13 +66,14 @@ pub struct LayerState {
 }
 
 impl LayerState {
-    /// Zeros for `rows` sequences.
+    /// Zeros for `rows` sequences. Counters stay on the host: they decide what is launched.
     ///
     /// # Errors
     /// When memory is short.
     pub fn zeros(specs: Vec<StateSpec>, rows: usize, device: &Device) -> Result<Self> {
         let tensors = specs.into_iter().map(|spec| {
             let dims: Vec<usize> = std::iter::once(rows).chain(spec.dims.iter().copied()).collect();
+            let device = if spec.kind == StateKind::Counter { &Device::Cpu } else { device };
             let value = Var::constant(Tensor::zeros(&dims, spec.dtype, device)?);
             Ok(StateTensor { spec, value })
         });
@@ -200,7 +201,8 @@ impl ModelState {
     pub fn select(&self, rows: &[usize]) -> Result<ModelState> {
         let index: Vec<i64> = rows.iter().map(|&r| r as i64).collect();
         let index = Tensor::from_vec(index, &[rows.len()])?;
-        let mut out = self.map(|v| Ok(Var::constant(v.tensor().index_select(&index)?)))?;
+        let mut out =
+            self.map(|v| Ok(Var::constant(v.tensor().index_select(&cuda::kept(&index, &v.device())?)?)))?;
         out.seen = rows.iter().map(|&r| self.seen[r]).collect();
         Ok(out)
     }
@@ -260,7 +262,7 @@ impl ModelState {
                     );
                     return Err(Error::state(why));
                 }
-                t.value = Var::constant(value);
+                t.value = Var::constant(value.to_device(&t.value.device())?);
             }
         }
         self.seen = seen;

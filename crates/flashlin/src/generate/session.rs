@@ -1,7 +1,7 @@
 //! What generation leaves behind and continues from: a model state with the tokens it stands for.
 
 use flashlin_ops::Mode;
-use flashlin_tensor::{DType, Tensor, no_grad};
+use flashlin_tensor::{DType, Device, Tensor, no_grad};
 
 use crate::{Error, ForwardOptions, Input, Logits, Model, ModelState, Result};
 
@@ -175,7 +175,8 @@ impl Session {
         let out = no_grad(|| model.forward(&input, Some(&mut self.state), &options))?;
         self.broken = false;
         let Some(logits) = out.logits else { return Ok(()) };
-        let logits = logits.tensor().to_dtype(DType::F32)?.contiguous()?;
+        // The last rows alone leave the device.
+        let logits = logits.tensor().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
         let vocab = logits.dim(2);
         for ((row, values), done) in
             self.rows.iter_mut().zip(logits.as_slice::<f32>()?.chunks_exact(vocab)).zip(done)

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use flashlin_ops::StateLayout;
-use flashlin_tensor::{DType, Tensor};
+use flashlin_tensor::{DType, Device, Tensor, cuda};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -90,8 +90,11 @@ impl Session {
             has_logits: row.logits.is_some(),
         });
         let rows = rows.collect();
-        let mut stored: Vec<(String, Tensor)> =
-            named.into_iter().map(|(name, t)| (name, t.value.tensor().clone())).collect();
+        // Saving is the place where a device's state comes to the host.
+        let mut stored = named
+            .into_iter()
+            .map(|(name, t)| Ok((name, t.value.tensor().to_device(&Device::Cpu)?)))
+            .collect::<Result<Vec<(String, Tensor)>>>()?;
         let logits: Vec<f32> =
             self.rows.iter().filter_map(|r| r.logits.as_ref()).flatten().copied().collect();
         let with_logits = logits.len() / vocab;
@@ -264,14 +267,14 @@ fn identify(model: &Model) -> Result<ModelId> {
     }
     for param in model.params() {
         let t = param.tensor().contiguous()?;
-        let (bytes, size) = (t.as_bytes()?, t.dtype().size());
         hash.update(format!("{} {} {:?};", param.name(), t.dtype(), t.dims()));
         let n = t.numel();
-        for i in 0..n.min(SAMPLED) {
-            // Evenly spread, the first and the last among them.
-            let at = i * n.saturating_sub(1) / n.min(SAMPLED).saturating_sub(1).max(1);
-            hash.update(&bytes[at * size..][..size]);
-        }
+        // Evenly spread, the first and the last among them.
+        let spread = |i: usize| (i * n.saturating_sub(1) / n.min(SAMPLED).saturating_sub(1).max(1)) as i64;
+        let at: Vec<i64> = (0..n.min(SAMPLED)).map(spread).collect();
+        let at = cuda::kept(&Tensor::from_slice(&at, &[at.len()])?, &t.device())?;
+        let sample = t.reshape(&[n, 1])?.index_select(&at)?.to_device(&Device::Cpu)?;
+        hash.update(sample.as_bytes()?);
     }
     Ok(ModelId {
         model_type: model.config().model_type().to_string(),

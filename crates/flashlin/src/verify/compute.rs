@@ -1,7 +1,7 @@
 //! Runs the model on the golden inputs and compares.
 
 use flashlin_ops::{Mode, PackedSeqs};
-use flashlin_tensor::{DType, Tensor, no_grad};
+use flashlin_tensor::{DType, Device, Tensor, no_grad};
 
 use super::{
     Golden, Line, Measure,
@@ -200,7 +200,8 @@ pub(super) fn loss_and_gradients(
             lines.push(unmatched(name, mode, "the golden file has no such parameter"));
             continue;
         };
-        let ours = grads.get_param(param).map_or(Ok(0.0), Tensor::sum_squares)?.sqrt();
+        let host = |g: &Tensor| g.to_device(&Device::Cpu)?.sum_squares();
+        let ours = grads.get_param(param).map_or(Ok(0.0), host)?.sqrt();
         let error = (ours - want).abs() / want.max(floor);
         lines.push(compared(golden, "grad_norm", name, mode, Measure::GradNorm, model, error));
     }

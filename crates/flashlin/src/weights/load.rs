@@ -30,8 +30,8 @@ impl Default for LoadOptions {
     }
 }
 
-/// Gives every parameter the tensor of its name, converted to the parameter's dtype. A tensor that has it already stays a view of
-/// the mapped file.
+/// Gives every parameter the tensor of its name on the parameter's device, converted there to the parameter's dtype. On the CPU a tensor
+/// that has that dtype already stays a view of the mapped file; a GPU gets it straight from there.
 ///
 /// `tied` lists (alias, owner): a key that stands for another parameter. It may be absent; where it is there it must hold the
 /// owner's values, and it may stand in for an absent owner. Nothing is changed unless everything fits.
@@ -47,7 +47,6 @@ pub fn load_into(
     let sources = match_keys(params, tied, map)?;
     let mut values = Vec::with_capacity(params.len());
     for (param, key) in params.iter().zip(&sources) {
-        param.tensor().device().require_cpu("load_into")?;
         values.push(read(param, key, map, options)?);
     }
     for (alias, owner) in tied {
@@ -127,15 +126,19 @@ fn read(param: &Parameter, key: &str, map: &WeightMap, options: LoadOptions) -> 
     if options.check_finite {
         check_finite(&file, named)?;
     }
+    let device = param.tensor().device();
     if file.dtype() == want {
-        return Ok(file);
+        return Ok(file.to_device(&device)?);
     }
-    let value = file.to_dtype(want)?;
-    // Only a narrower exponent can turn finite into infinite.
-    if options.check_finite && (want == DType::F16 || file.dtype() == DType::F64) {
-        check_finite(&value, || format!("{} (converted from {} to {want})", named(), file.dtype()))?;
+    // Only a narrower exponent can turn finite into infinite; then the host converts, where that is looked for.
+    if want == DType::F16 || file.dtype() == DType::F64 {
+        let value = file.to_dtype(want)?;
+        if options.check_finite {
+            check_finite(&value, || format!("{} (converted from {} to {want})", named(), file.dtype()))?;
+        }
+        return Ok(value.to_device(&device)?);
     }
-    Ok(value)
+    Ok(file.to_device(&device)?.to_dtype(want)?)
 }
 
 fn same_values(map: &WeightMap, a: &str, b: &str) -> Result<bool> {

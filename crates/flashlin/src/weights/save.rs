@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use flashlin_tensor::{DType, Tensor};
+use flashlin_tensor::{DType, Device, Tensor};
 
 use super::{INDEX_FILE, WEIGHTS_FILE, header};
 use crate::{Error, Result, files};
@@ -131,6 +131,9 @@ fn write_some<K: AsRef<str>>(
 
 fn stored(t: &Tensor, dtype: Option<DType>) -> Result<Cow<'_, Tensor>> {
     let want = stored_dtype(t, dtype);
+    if t.device() != Device::Cpu {
+        return Ok(Cow::Owned(t.to_device(&Device::Cpu)?.to_dtype(want)?));
+    }
     if t.dtype() == want && t.is_contiguous() {
         return Ok(Cow::Borrowed(t));
     }
