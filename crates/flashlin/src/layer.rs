@@ -50,6 +50,12 @@ pub trait Layer: Send + Sync {
         Vec::new()
     }
 
+    /// True where a one-token step from a state launches the same work whatever came before (no positions, no growing cache), so that a GPU can
+    /// record it once and replay it.
+    fn steps_alike(&self) -> bool {
+        false
+    }
+
     /// One line for listings (sizes that the parameter shapes do not show).
     fn describe(&self) -> String;
 }

@@ -227,6 +227,11 @@ impl Model {
         &self.blocks
     }
 
+    /// True where every one-token step from a state launches the same work ([`crate::Layer::steps_alike`]).
+    pub fn steps_alike(&self) -> bool {
+        self.blocks.iter().flat_map(|b| &b.parts).all(|part| part.layer.steps_alike())
+    }
+
     /// Number of trainable values.
     pub fn num_params(&self) -> usize {
         self.params.iter().map(|p| p.dims().iter().product::<usize>()).sum()

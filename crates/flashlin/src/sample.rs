@@ -118,6 +118,20 @@ impl Sampler {
     /// # Errors
     /// [`Error::NotFinite`] for NaN or plus infinity, or when no token is possible.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        if self.params.is_greedy() && self.params.repetition_penalty == 1.0 {
+            // The usual case in one pass; what is wrong with other logits is told below.
+            let (mut top, mut at, mut bad) = (f32::NEG_INFINITY, 0, false);
+            for (id, &x) in logits.iter().enumerate() {
+                bad |= x.is_nan() | (x == f32::INFINITY);
+                if x > top {
+                    (top, at) = (x, id as u32);
+                }
+            }
+            if !bad && top > f32::NEG_INFINITY {
+                self.drawn += 1;
+                return Ok(at);
+            }
+        }
         self.check(logits)?;
         let mut scores: Vec<f64> = logits.iter().map(|&x| x as f64).collect();
         let penalty = self.params.repetition_penalty;

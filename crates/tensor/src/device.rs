@@ -16,6 +16,17 @@ pub enum Device {
 }
 
 impl Device {
+    /// Opens the device, so that what is missing shows before work is put into it.
+    ///
+    /// # Errors
+    /// No driver, too old a driver, no such device.
+    pub fn open(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(ordinal) => crate::cuda::gpu(*ordinal).map(drop),
+        }
+    }
+
     /// Errors unless `op` can run here. The CPU serves everything; other devices are refused by name.
     pub fn require_cpu(&self, op: &'static str) -> Result<()> {
         match self {

@@ -76,6 +76,8 @@ pub fn run_with<M: Trainable>(
     build: impl FnOnce(&Tokenizer, Option<&Path>) -> Result<M>,
 ) -> Result<Report> {
     config.validate()?;
+    // Before data is read and a folder is made for a run that cannot begin.
+    config.train.device()?.open()?;
     let folder = RunFolder::open(&config.checkpoint.dir)?;
     let newest = folder.newest()?;
     if let Some(found) = newest.as_ref().filter(|_| !config.checkpoint.resume) {

@@ -1,6 +1,6 @@
 //! Statistics of weights, gradients and activations, computed when asked for (they read every value).
 
-use flashlin_tensor::{DType, Gradients, Tensor, Var, cpu::BLOCK};
+use flashlin_tensor::{DType, Device, Gradients, Tensor, Var, cpu::BLOCK};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -20,8 +20,9 @@ pub struct Stat {
     pub grad_rms: Option<f64>,
 }
 
-/// rms and largest absolute value.
+/// rms and largest absolute value. Values of a GPU come to the host for it: whoever asks for statistics reads them all.
 fn size(t: &Tensor) -> Result<(f64, f64)> {
+    let t = &t.to_device(&Device::Cpu)?;
     let rms = (t.sum_squares()? / t.numel().max(1) as f64).sqrt();
     let values = t.to_dtype(DType::F32)?.contiguous()?;
     let larger = |a: f32, b: f32| if b.is_nan() || b > a { b } else { a };

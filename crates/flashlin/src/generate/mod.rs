@@ -5,6 +5,7 @@
 //! and continues as if it had never been interrupted. Output is streamed as complete characters, and never a part of a stop string.
 
 mod config;
+mod recorded;
 mod run;
 mod session;
 mod state_file;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use flashlin_ops::Mode;
 
 pub use config::{DEFAULT_NEW_TOKENS, GenerationConfig};
+pub use recorded::RecordedStep;
 pub use run::{Generator, generate};
 pub use session::Session;
 pub use state_file::STATE_FILE_VERSION;

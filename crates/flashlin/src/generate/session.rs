@@ -3,6 +3,7 @@
 use flashlin_ops::Mode;
 use flashlin_tensor::{DType, Device, Tensor, no_grad};
 
+use super::RecordedStep;
 use crate::{Error, ForwardOptions, Input, Logits, Model, ModelState, Result};
 
 /// Sequences in the making: one row each. Tokens may be ahead of the state (a prompt not yet consumed, a token just chosen);
@@ -13,6 +14,19 @@ pub struct Session {
     pub(super) rows: Vec<Row>,
     /// Set while a forward pass runs: an error in it leaves a state that is not fit for use.
     pub(super) broken: bool,
+    /// Single tokens of all rows on a GPU.
+    recorded: Recorded,
+}
+
+/// Whether steps are replayed.
+#[derive(Debug, Default)]
+enum Recorded {
+    /// Not yet: the next step of all rows is recorded, if the model allows it.
+    #[default]
+    Not,
+    Yes(Box<RecordedStep>),
+    /// It cannot be.
+    Never,
 }
 
 /// What one row is besides its state.
@@ -36,7 +50,7 @@ impl Session {
             return Err(Error::argument("prompts", "are none, expected at least one"));
         }
         let rows = (0..prompts.len() as u64).map(|stream| Row { stream, ..Row::default() }).collect();
-        let mut session = Session { state: model.new_state(prompts.len())?, rows, broken: false };
+        let mut session = Session::of(model.new_state(prompts.len())?, rows);
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(Error::argument(
@@ -47,6 +61,10 @@ impl Session {
             session.append(model, row, prompt)?;
         }
         Ok(session)
+    }
+
+    pub(super) fn of(state: ModelState, rows: Vec<Row>) -> Session {
+        Session { state, rows, broken: false, recorded: Recorded::Not }
     }
 
     /// Adds tokens to a row (the next turn of a conversation).
@@ -112,7 +130,7 @@ impl Session {
     /// When memory is short.
     pub fn fork(&self) -> Result<Session> {
         self.check()?;
-        Ok(Session { state: self.state.fork()?, rows: self.rows.clone(), broken: false })
+        Ok(Session::of(self.state.fork()?, self.rows.clone()))
     }
 
     /// A session of some of the rows, in the given order. A row may repeat (several continuations of one prompt): each gets the
@@ -127,7 +145,7 @@ impl Session {
         }
         let place = |(i, &r): (usize, &usize)| Row { stream: i as u64, ..self.rows[r].clone() };
         let picked = rows.iter().enumerate().map(place).collect();
-        Ok(Session { state: self.state.select(rows)?, rows: picked, broken: false })
+        Ok(Session::of(self.state.select(rows)?, picked))
     }
 
     /// Consumes what the state has not seen of the rows in `active`, `piece` tokens at most in one pass, so that each of them has
@@ -159,6 +177,16 @@ impl Session {
 
     /// One forward pass over the next `take[r]` tokens of each row; rows in `done` get their logits.
     fn pass(&mut self, model: &Model, take: &[usize], done: &[bool], mode: Mode) -> Result<()> {
+        if mode != Mode::Chunk && take.iter().all(|n| *n == 1) && done.iter().all(|d| *d) {
+            let next = |(row, &seen): (&Row, &usize)| row.tokens[seen];
+            let ids: Vec<u32> = self.rows.iter().zip(self.state.seen()).map(next).collect();
+            if let Some(logits) = self.replay(model, &ids)? {
+                return self.keep_logits(&logits, done);
+            }
+        } else if let Recorded::Yes(_) = self.recorded {
+            // The pass below may move the state.
+            self.recorded = Recorded::Not;
+        }
         let pieces: Vec<&[u32]> = (take.iter().zip(&self.rows).zip(self.state.seen()))
             .map(|((&n, row), &seen)| &row.tokens[seen..seen + n])
             .collect();
@@ -174,9 +202,39 @@ impl Session {
         self.broken = true;
         let out = no_grad(|| model.forward(&input, Some(&mut self.state), &options))?;
         self.broken = false;
-        let Some(logits) = out.logits else { return Ok(()) };
-        // The last rows alone leave the device.
-        let logits = logits.tensor().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+        match out.logits {
+            Some(logits) => self.keep_logits(logits.tensor(), done),
+            None => Ok(()),
+        }
+    }
+
+    /// A step of all rows as it was recorded; None where there is no recording of it.
+    fn replay(&mut self, model: &Model, ids: &[u32]) -> Result<Option<Tensor>> {
+        if matches!(self.recorded, Recorded::Not) {
+            self.recorded = match RecordedStep::serves(model) {
+                false => Recorded::Never,
+                true => match RecordedStep::new(model, &self.state) {
+                    Ok((step, state)) => {
+                        self.state = state;
+                        Recorded::Yes(Box::new(step))
+                    }
+                    Err(e) => {
+                        tracing::warn!("steps are launched one by one: {e}");
+                        Recorded::Never
+                    }
+                },
+            };
+        }
+        let Recorded::Yes(step) = &self.recorded else { return Ok(None) };
+        self.broken = true;
+        let logits = step.run(model, &mut self.state, ids)?.clone();
+        self.broken = false;
+        Ok(Some(logits))
+    }
+
+    /// Logits `[rows, 1, V]` to the rows in `done`. These last rows alone leave the device.
+    fn keep_logits(&mut self, logits: &Tensor, done: &[bool]) -> Result<()> {
+        let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
         let vocab = logits.dim(2);
         for ((row, values), done) in
             self.rows.iter_mut().zip(logits.as_slice::<f32>()?.chunks_exact(vocab)).zip(done)

@@ -175,7 +175,7 @@ impl Session {
             drawn: r.drawn,
             stream: r.stream,
         });
-        Ok(Session { state, rows: rows.collect(), broken: false })
+        Ok(Session::of(state, rows.collect()))
     }
 }
 

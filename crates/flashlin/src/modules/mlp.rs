@@ -41,6 +41,10 @@ impl Layer for GatedMlp {
         self.down.forward(&swiglu(&gate, &up)?)
     }
 
+    fn steps_alike(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         format!("GatedMlp(width {})", self.width)
     }

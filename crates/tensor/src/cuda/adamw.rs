@@ -1,10 +1,10 @@
 //! AdamW on a GPU: every gradient's sum of squares, one block that decides, an update a parameter (kernels in `tiles/src/optim`).
 //!
 //! Policy: nothing here waits. Norm, clip factor, the decision and the bias corrections stay on the device, where the updates read them; whoever wants to
-//! see them reads [`decide`]'s result later. Sums are added in a fixed order, so a repeated step gives the same bits.
+//! see them reads [`Decided::values`] later. Sums are added in a fixed order, so a repeated step gives the same bits.
 
 use flashlin_cuda::Arg;
-use flashlin_kernels::plan;
+use flashlin_kernels::plan::{self, Machine};
 
 use super::Launcher;
 use crate::{DType, Error, Result, Tensor};
@@ -39,18 +39,31 @@ pub struct AdamwUpdate<'a> {
     pub grad: &'a Tensor,
 }
 
-/// Norm of all gradients and what follows from it: f32 `[5]` with the norm before clipping, the clip factor, 1 if the step is applied, and the two bias
-/// corrections `1 / (1 - beta1^t)`, `1 / sqrt(1 - beta2^t)`. `counters` f32 `[3]` (steps applied, skipped, skipped in a row) move on, exactly up to 2^24.
+/// What a step decided, on the device.
+pub struct Decided {
+    on: Launcher,
+    machine: Machine<'static>,
+    values: Tensor,
+}
+
+impl std::fmt::Debug for Decided {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decided").field("values", &self.values).finish_non_exhaustive()
+    }
+}
+
+/// Norm of all gradients and what follows from it. `counters` f32 `[3]` (steps applied, skipped, skipped in a row) move on, exactly up to 2^24.
 ///
 /// # Errors
-/// Gradients that are not contiguous f32, another device, counters that somebody else holds, memory.
+/// Gradients that are not contiguous f32, another device, counters that somebody else holds, memory: counters are as they were then.
 pub fn decide(
     grads: &[&Tensor],
     loss: &Tensor,
     counters: &mut Tensor,
     by: &AdamwFactors,
-) -> Result<Tensor> {
+) -> Result<Decided> {
     let on = Launcher::on(OP, counters)?;
+    let machine = on.machine()?;
     writable("counters", counters, 3)?;
     for g in grads {
         dense_f32("grad", g)?;
@@ -60,63 +73,59 @@ pub fn decide(
         return Err(Error::shape(OP, "loss", loss.dims(), "a single element"));
     }
     let sizes: Vec<usize> = grads.iter().map(|g| g.numel()).collect();
-    let plan = plan::global_norm(&on.machine()?, &sizes).map_err(Error::Kernel)?;
+    let plan = plan::global_norm(&machine, &sizes).map_err(Error::Kernel)?;
     let parts = plan.workspace.first().map_or(0, |a| a.dims[0]);
     let part = Tensor::empty(&[parts.max(1)], DType::F32, &on.device())?;
+    let values = Tensor::empty(&[5], DType::F32, &on.device())?;
+    let mismatch = || Error::invalid(OP, "plan", "does not fit the gradients");
     let mut launches = plan.launches.iter();
     let mut at = 0;
     for g in grads.iter().filter(|g| g.numel() > 0) {
-        let Some(launch) = launches.next() else { return Err(mismatch()) };
+        let launch = launches.next().ok_or_else(mismatch)?;
         let args = [on.at(g)?, on.at(&part)?, on.int(g.numel())?, on.int(at)?];
         let grid = launch.grid.map(|n| n as usize);
         // SAFETY: the gradient has n elements; the plan gives each block of the grid its place in `part` from `at` on.
         unsafe { on.launch(&launch.kernel, grid, &args) }?;
         at += grid[0];
     }
-    let Some(last) = launches.next() else { return Err(mismatch()) };
-    let out = Tensor::empty(&[5], DType::F32, &on.device())?;
+    let last = launches.next().ok_or_else(mismatch)?;
     let float = |x: f64| Arg::F32(x as f32);
-    let mut args = vec![on.at(&part)?, on.at(&loss)?, on.at(counters)?, on.at(&out)?, on.int(parts)?];
+    let mut args = vec![on.at(&part)?, on.at(&loss)?, on.at(counters)?, on.at(&values)?, on.int(parts)?];
     args.push(Arg::I32(by.skip_non_finite.into()));
     args.extend([float(by.max_norm), float(by.betas[0].ln()), float(by.betas[1].ln())]);
-    // SAFETY: `part` holds as many sums as the plan says, the loss one element, the counters three and the result five.
+    // SAFETY: `part` holds as many sums as the plan says, the loss one element, the counters three and the values five.
     unsafe { on.launch(&last.kernel, [1, 1, 1], &args) }?;
-    Ok(out)
+    Ok(Decided { on, machine, values })
 }
 
-/// Updates parameters in place as `decided` (from [`decide`]) says, at learning rate `lr`; each keeps the share `keep` of itself first.
-///
-/// # Errors
-/// Arrays of another type, length or device, or that somebody else holds: nothing was changed then.
-pub fn update(
-    updates: &mut [(AdamwUpdate<'_>, f64)],
-    decided: &Tensor,
-    by: &AdamwFactors,
-    lr: f64,
-) -> Result<()> {
-    if updates.is_empty() {
-        return Ok(());
+impl Decided {
+    /// f32 `[5]`: the norm before clipping, the clip factor, 1 if the step is applied, and the bias corrections `1 / (1 - beta1^t)` and
+    /// `1 / sqrt(1 - beta2^t)`.
+    pub fn values(&self) -> &Tensor {
+        &self.values
     }
-    let on = Launcher::on(OP, decided)?;
-    let mut kinds = Vec::with_capacity(updates.len());
-    for (u, _) in updates.iter_mut() {
-        kinds.push((u.check()?, u.grad.numel()));
-    }
-    let plan = plan::adamw(&on.machine()?, &kinds).map_err(Error::Kernel)?;
-    let live = updates.iter().filter(|(u, _)| u.grad.numel() > 0);
-    for ((u, keep), launch) in live.zip(&plan.launches) {
+
+    /// Updates a parameter in place at learning rate `lr`; it keeps the share `keep` of itself first. Does nothing where the step is skipped.
+    ///
+    /// # Errors
+    /// Arrays of another type, length or device, or that somebody else holds.
+    pub fn update(&self, mut u: AdamwUpdate<'_>, by: &AdamwFactors, [lr, keep]: [f64; 2]) -> Result<()> {
+        let (on, n) = (&self.on, u.grad.numel());
+        let plan = plan::adamw(&self.machine, &[(u.check()?, n)]).map_err(Error::Kernel)?;
         let half = u.master.is_some();
         let (p, w) = match &u.master {
             Some(master) => (on.at(u.param)?, on.at(master)?),
             None => (Arg::Ptr(0), on.at(u.param)?),
         };
-        let mut args = vec![p, w, on.at(u.grad)?, on.at(u.mean)?, on.at(u.square)?, on.at(decided)?];
-        args.extend([on.int(u.grad.numel())?, Arg::I32(half.into())]);
-        args.extend([by.betas[0], by.betas[1], lr, by.eps, *keep].map(|x| Arg::F32(x as f32)));
-        // SAFETY: all arrays have n elements and nobody else holds those that are written; `decided` has five.
-        unsafe { on.launch(&launch.kernel, launch.grid.map(|n| n as usize), &args) }?;
+        let mut args = vec![p, w, on.at(u.grad)?, on.at(u.mean)?, on.at(u.square)?, on.at(&self.values)?];
+        args.extend([on.int(n)?, Arg::I32(half.into())]);
+        args.extend([by.betas[0], by.betas[1], lr, by.eps, keep].map(|x| Arg::F32(x as f32)));
+        for launch in &plan.launches {
+            // SAFETY: all arrays have n elements and nobody else holds those that are written; there are five values.
+            unsafe { on.launch(&launch.kernel, launch.grid.map(|n| n as usize), &args) }?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl AdamwUpdate<'_> {
@@ -159,8 +168,4 @@ fn writable(arg: &'static str, t: &mut Tensor, n: usize) -> Result<()> {
         return Err(Error::Shared { op: OP });
     }
     Ok(())
-}
-
-fn mismatch() -> Error {
-    Error::invalid(OP, "plan", "does not fit the gradients")
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use flashlin_tensor::Device;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -86,6 +87,8 @@ section! {
         steps: u64 = 1000,
         /// Micro-batches whose gradients make one step, weighted by their numbers of labels.
         accumulate: usize = 1,
+        /// Where the model is trained: `cpu` or `cuda:N`.
+        device: String = "cpu".to_string(),
         /// Seed of the initial weights (and of shuffling, unless `data.seed` is set).
         seed: u64 = 42,
         /// Recompute each layer's activations in the backward pass instead of keeping them.
@@ -155,9 +158,10 @@ section! {
         jsonl: bool = true,
         /// Write TensorBoard event files in `tensorboard` in the output folder.
         tensorboard: bool = false,
-        /// Write rms, maximum and gradient rms of every parameter, each `stats_interval` steps.
+        /// Write rms, maximum and gradient rms of every parameter, each `stats_interval` steps. From a GPU the values come to the
+        /// host for it.
         weight_stats: bool = false,
-        /// Write rms and maximum of every layer's output, each `stats_interval` steps.
+        /// Write rms and maximum of every layer's output, each `stats_interval` steps. From a GPU the values come to the host for it.
         activation_stats: bool = false,
         /// Steps between statistics.
         stats_interval: u64 = 100,
@@ -206,7 +210,18 @@ impl OptimConfig {
 }
 
 impl LoopConfig {
+    /// The device that `train.device` names.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for text that names none.
+    pub fn device(&self) -> Result<Device> {
+        self.device.parse().map_err(|_| {
+            Error::config("train.device", format!("is `{}`, expected cpu or cuda:N", self.device))
+        })
+    }
+
     pub(super) fn validate(&self) -> Result<()> {
+        self.device()?;
         positive("train.steps", self.steps)?;
         positive("train.accumulate", self.accumulate as u64)?;
         positive("train.segment_len", self.segment_len.map_or(1, |n| n as u64))

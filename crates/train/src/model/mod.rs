@@ -6,7 +6,7 @@ mod tests;
 use std::{path::Path, sync::Arc};
 
 use flashlin::{
-    CONFIG_FILE, Config, Device, ForwardOptions, Input, Logits, Mode, Model, ModelState, StateKind,
+    CONFIG_FILE, Config, ForwardOptions, Input, Logits, Mode, Model, ModelState, StateKind,
     find_family, hub,
     tokenizer::Tokenizer,
     weights::{LoadOptions, WeightMap, load_into},
@@ -93,22 +93,22 @@ impl Trainable for Model {
 /// # Errors
 /// A configuration that cannot be used, one that contradicts the checkpoint, a tokenizer that does not fit.
 pub fn build_model(config: &TrainConfig, tokenizer: &Tokenizer, checkpoint: Option<&Path>) -> Result<Model> {
-    let dtype = config.dtype()?;
+    let (dtype, device) = (config.dtype()?, config.train.device()?);
     let wanted = match checkpoint {
         Some(dir) => resumed_config(&config.model, dir)?,
         None => model_config(&config.model, tokenizer)?,
     };
     tokenizer.check_vocab(wanted.base().vocab_size)?;
     if let Some(dir) = checkpoint {
-        let mut model = Model::blank(&wanted, dtype, &Device::Cpu)?;
+        let mut model = Model::blank(&wanted, dtype, &device)?;
         model.adopt_generation_config(dir)?;
         return Ok(model);
     }
     match &config.model.init {
-        None => Ok(Model::new(&wanted, dtype, &Device::Cpu, config.train.seed)?),
+        None => Ok(Model::new(&wanted, dtype, &device, config.train.seed)?),
         Some(init) => {
             let dir = folder_of(init)?;
-            let mut model = Model::blank(&wanted, dtype, &Device::Cpu)?;
+            let mut model = Model::blank(&wanted, dtype, &device)?;
             Trainable::load(&model, &dir)?;
             model.adopt_generation_config(&dir)?;
             Ok(model)

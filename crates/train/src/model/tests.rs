@@ -147,7 +147,7 @@ fn a_model_learns_in_both_precisions_and_can_be_loaded() {
         let report = run(&c, &mut (), &AtomicBool::new(false)).unwrap();
         let bits = report.validation.unwrap().bits_per_byte;
         assert!(bits < 5.0, "{dtype}: {bits} bits a byte after 40 steps; 8.02 before the first");
-        let model = Model::load(&report.checkpoint, None, &Device::Cpu).unwrap();
+        let model = Model::load(&report.checkpoint, None, &flashlin::Device::Cpu).unwrap();
         assert_eq!(model.dtype(), DType::parse(dtype).unwrap());
         let tokenizer = Tokenizer::from_dir(&report.checkpoint).unwrap();
         assert_eq!(tokenizer.vocab_size(), model.config().base().vocab_size);

@@ -3,8 +3,9 @@
 //! Policy: one call updates every parameter; what it decides on (gradient norm, clip factor, whether everything is finite) stays in
 //! small tensors beside the parameters and is read when somebody logs, never by the step itself. A step whose loss or gradient norm
 //! is not finite changes nothing but a counter. Moments and master weights are f32; blocks of work have a fixed size, so the bits do
-//! not depend on the number of threads.
+//! not depend on the number of threads. On a GPU the same is queued and nothing waits (`device.rs`).
 
+mod device;
 mod kernel;
 #[cfg(test)]
 mod tests;
@@ -32,8 +33,8 @@ struct Slot {
     master: Option<Tensor>,
 }
 
-/// What one step decided, as tensors on the parameters' device: `values` f64 `[3]` (norm before clipping, clip factor, 1 if applied)
-/// and `counters` i64 `[3]` (steps applied, steps skipped, steps skipped in a row until now).
+/// What one step decided, as tensors on the parameters' device: `values` `[3..]` (norm before clipping, clip factor, 1 if applied)
+/// and `counters` `[3]` (steps applied, steps skipped, steps skipped in a row until now), f64 and i64 on the CPU, f32 on a GPU.
 #[derive(Debug, Clone)]
 pub struct StepStatus {
     values: Tensor,
@@ -63,7 +64,7 @@ impl StepStatus {
     /// # Errors
     /// Those of the device.
     pub fn read(&self) -> Result<StepValues> {
-        let (v, c) = (self.values.to_vec::<f64>()?, self.counters.to_vec::<i64>()?);
+        let (v, c) = (self.values.to_f64_vec()?, self.counters.to_f64_vec()?);
         Ok(StepValues {
             grad_norm: v[0],
             clip: v[1],
@@ -95,7 +96,8 @@ impl AdamW {
         config.validate()?;
         let slots = params.iter().map(|p| Slot::new(p, wants_decay(p.name()))).collect::<Result<_>>()?;
         let device = params.first().map_or(Device::Cpu, |p| p.tensor().device());
-        let counters = Tensor::zeros(&[3], DType::I64, &device)?;
+        let counting = if device == Device::Cpu { DType::I64 } else { DType::F32 };
+        let counters = Tensor::zeros(&[3], counting, &device)?;
         Ok(AdamW { config: config.clone(), slots, counters })
     }
 
@@ -110,6 +112,9 @@ impl AdamW {
             .iter()
             .map(|s| grads.get_param(&s.param).map(Tensor::contiguous).transpose())
             .collect::<flashlin_tensor::Result<_>>()?;
+        if self.counters.device() != Device::Cpu {
+            return self.queue(&grads, lr, loss);
+        }
         let values = self.decide(&grads, loss)?;
         let status = StepStatus { values, counters: self.counters.copy()? };
         let Some(by) = self.coefficients(&status, lr)? else { return Ok(status) };
@@ -179,13 +184,15 @@ impl AdamW {
             let t = saved
                 .remove(&name)
                 .ok_or_else(|| Error::State(format!("optimizer tensor `{name}` is missing")))?;
+            // Counters are integers on the CPU and f32 on a GPU: a run may go on elsewhere.
+            let t = if name == "counters" { t.to_dtype(like.dtype())? } else { t };
             if t.dims() != like.dims() || t.dtype() != like.dtype() {
                 let (got, want) = ((t.dtype(), t.dims()), (like.dtype(), like.dims()));
                 return Err(Error::State(format!(
                     "optimizer tensor `{name}` is {got:?}, the model needs {want:?}"
                 )));
             }
-            Ok(t.copy()?)
+            Ok(if t.device() == like.device() { t.copy()? } else { t.to_device(&like.device())? })
         };
         self.counters = take("counters".into(), &self.counters)?;
         for slot in &mut self.slots {
@@ -232,7 +239,7 @@ impl Slot {
         let zeros = || Tensor::zeros(value.dims(), DType::F32, &value.device());
         let master = match value.dtype() {
             DType::F32 => None,
-            DType::BF16 | DType::F16 => Some(value.to_dtype(DType::F32)?.copy()?),
+            DType::BF16 | DType::F16 => Some(value.to_dtype(DType::F32)?),
             other => {
                 let problem =
                     format!("parameter `{}` is {other}; AdamW trains f32, bf16 and f16", param.name());

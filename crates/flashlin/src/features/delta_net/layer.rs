@@ -140,6 +140,10 @@ impl Layer for DeltaNetMixer {
         mixer_state(self.heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
+    fn steps_alike(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         format!("DeltaNet(heads {}, k {}, v {})", self.heads, self.dims[0], self.dims[1])
     }

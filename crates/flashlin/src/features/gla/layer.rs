@@ -87,6 +87,10 @@ impl Layer for GatedLinearAttention {
         mixer_state(self.heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
+    fn steps_alike(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         format!(
             "GatedLinearAttention(heads {}, kv_heads {}, k {}, v {})",

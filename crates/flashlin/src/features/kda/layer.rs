@@ -94,6 +94,10 @@ impl Layer for KimiDeltaAttention {
         mixer_state(self.v_heads, self.dims, self.out.dtype(), [&self.q, &self.k, &self.v])
     }
 
+    fn steps_alike(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         let [k, v] = self.dims;
         format!("KimiDeltaAttention(heads {}, v_heads {}, k {k}, v {v})", self.heads, self.v_heads)

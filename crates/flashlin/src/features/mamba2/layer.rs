@@ -131,6 +131,10 @@ impl Layer for Mamba2Mixer {
         vec![recurrent_spec(self.heads, [self.state, self.head_dim], dtype), self.conv.state_spec(dtype)]
     }
 
+    fn steps_alike(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         format!(
             "Mamba2(heads {} of {}, groups {}, state {})",
