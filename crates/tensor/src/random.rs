@@ -161,7 +161,8 @@ mod tests {
         assert_ne!(Philox::named(1, "a").u64(0), Philox::named(1, "b").u64(0));
         assert!((0..1000).all(|i| p.below(i, 7) < 7));
         // Tensors of normals are the stream's normals, whatever their length.
-        let one_by_one = p.fill(&[2, 4099], DType::F32, &Device::Cpu, |p, i| 1.0 + 2.0 * p.normal(i)).unwrap();
+        let one_by_one =
+            p.fill(&[2, 4099], DType::F32, &Device::Cpu, |p, i| 1.0 + 2.0 * p.normal(i)).unwrap();
         let pairs = p.randn(1.0, 2.0, &[2, 4099], DType::F32, &Device::Cpu).unwrap();
         assert_eq!(one_by_one.as_bytes().unwrap(), pairs.as_bytes().unwrap());
     }

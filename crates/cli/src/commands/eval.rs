@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use flashlin::{DType, Device, Mode, Model, tokenizer::Tokenizer};
+use flashlin::{DType, Mode, Model, tokenizer::Tokenizer};
 use flashlin_eval::ppl::{Perplexity, PplOptions, perplexity};
 use flashlin_train::data::{Format, SourceConfig, TextUnit, read_text, texts};
 use serde_json::json;
@@ -63,6 +63,8 @@ struct Ppl {
     #[arg(long)]
     dtype: Option<String>,
     #[command(flatten)]
+    device: super::DeviceArgs,
+    #[command(flatten)]
     hub: super::HubArgs,
 }
 
@@ -87,8 +89,9 @@ impl Ppl {
         if self.block == Some(0) {
             return Err(Failure::usage("--block: must be at least 1").into());
         }
+        let device = self.device.open()?;
         let dir = self.hub.resolve(&self.model)?;
-        let model = Model::load(&dir, dtype, &Device::Cpu)?;
+        let model = Model::load(&dir, dtype, &device)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let options =
             PplOptions { block: self.block, bos: self.bos, max_tokens: self.max_tokens, mode: self.mode };

@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use flashlin::{
-    Device, Mode, Model,
+    Mode, Model,
     generate::{
         Event, GenerateOptions, Generated, GenerationConfig, Generator, Session, Timings, encode_prompt,
     },
@@ -86,15 +86,19 @@ pub struct Generate {
     #[arg(long)]
     dtype: Option<String>,
     #[command(flatten)]
+    device: super::DeviceArgs,
+    #[command(flatten)]
     hub: super::HubArgs,
 }
 
 impl Generate {
     pub fn run(self, ctx: &Context) -> anyhow::Result<()> {
         let prompts = self.texts()?;
+        self.check_save_state()?;
+        let device = self.device.open()?;
         let dtype = self.dtype.as_deref().map(|d| super::parse_dtype("--dtype", d)).transpose()?;
         let dir = self.hub.resolve(&self.model)?;
-        let model = Model::load(&dir, dtype, &Device::Cpu)?;
+        let model = Model::load(&dir, dtype, &device)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let defaults = self.defaults(&dir, &model)?;
         let session = self.session(&model, &tokenizer, &defaults, &prompts)?;
@@ -166,6 +170,20 @@ impl Generate {
             return Err(failure.hint("to start from nothing, give the text of the BOS token").into());
         }
         Ok(prompts)
+    }
+
+    /// A file that cannot be written is told before the work, not after it.
+    fn check_save_state(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.save_state else { return Ok(()) };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let problem = if path.is_dir() {
+            format!("{} is a folder, expected a file", path.display())
+        } else if !folder.is_dir() {
+            format!("there is no folder {}", folder.display())
+        } else {
+            return Ok(());
+        };
+        Err(Failure::usage(format!("--save-state: {problem}")).into())
     }
 
     fn session(

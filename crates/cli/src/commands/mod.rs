@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use flashlin::{DType, Device, hub, tokenizer::Tokenizer};
+use flashlin_tensor::cuda::{Products, set_products};
 
 use crate::{failure::Failure, table::bytes};
 
@@ -59,12 +60,29 @@ pub fn parse_dtype(option: &str, name: &str) -> Result<DType, Failure> {
         .ok_or_else(|| Failure::usage(format!("{option}: `{name}` is none of f32, bf16, f16, f64")))
 }
 
-/// Reads `--device`. Only devices that this build computes on pass.
-pub fn parse_device(name: &str) -> Result<Device, Failure> {
-    let device: Device = name.parse().map_err(|e| Failure::usage(format!("--device: {e}")))?;
-    match device {
-        Device::Cpu => Ok(device),
-        other => Err(Failure::usage(format!("--device: {other} is not supported; supported: cpu"))),
+/// Where to compute.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Where to compute: cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// How a GPU multiplies f32 matrices: f32, or tf32 (rounded to 11 bits, faster)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "tf32"])]
+    pub products: String,
+}
+
+impl DeviceArgs {
+    /// The device, opened: what is missing shows before work is put into it. Sets how it multiplies.
+    pub fn open(&self) -> anyhow::Result<Device> {
+        let device: Device = self.device.parse().map_err(|e| Failure::usage(format!("--device: {e}")))?;
+        let products: Products = self.products.parse()?;
+        if device == Device::Cpu && products != Products::F32 {
+            let message = format!("--products {}: the CPU multiplies in f32", self.products);
+            return Err(Failure::usage(message).hint("it is for --device cuda:N").into());
+        }
+        device.open()?;
+        set_products(products);
+        Ok(device)
     }
 }
 

@@ -43,13 +43,7 @@ impl New {
             map.insert("bos_token_id".into(), json!(t.bos()));
             map.insert("eos_token_id".into(), json!(t.eos()));
         }
-        for set in &self.sets {
-            let (key, value) = set
-                .split_once('=')
-                .ok_or_else(|| Failure::usage(format!("--set {set}: expected KEY=VALUE")))?;
-            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
-            map.insert(key.to_string(), value);
-        }
+        apply_sets(&mut map, &self.sets)?;
         let config = Config::from_json(map)?;
         if let Some(t) = &tokenizer {
             t.check_vocab(config.base().vocab_size)?;
@@ -65,6 +59,17 @@ impl New {
         }
         report(ctx, &self.out, &model, dtype)
     }
+}
+
+/// Sets keys as `--set KEY=VALUE` gives them.
+pub fn apply_sets(map: &mut Map, sets: &[String]) -> anyhow::Result<()> {
+    for set in sets {
+        let (key, value) =
+            set.split_once('=').ok_or_else(|| Failure::usage(format!("--set {set}: expected KEY=VALUE")))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
+        map.insert(key.to_string(), value);
+    }
+    Ok(())
 }
 
 /// The configuration of a preset, or of the defaults.

@@ -24,12 +24,18 @@ pub struct Train {
     /// Continue from the newest checkpoint in the output folder (`checkpoint.resume`)
     #[arg(long)]
     resume: bool,
+    /// Where to train, over the file's `train.device`: cpu or cuda:N
+    #[arg(long)]
+    device: Option<String>,
 }
 
 impl Train {
     pub fn run(self, ctx: &Context, overrides: &[Override]) -> anyhow::Result<()> {
         let mut config = TrainConfig::load(&self.config, overrides)?;
         config.checkpoint.resume |= self.resume;
+        if let Some(device) = self.device {
+            config.train.device = device;
+        }
         let stop = stop::on_signal()?;
         let mut progress = Progress::new(ctx.quiet);
         let report = flashlin_train::run(&config, &mut progress, &stop);
@@ -52,7 +58,12 @@ pub fn summary(r: &Report) -> String {
         text.push_str(&format!(", {} steps skipped (not finite)", r.skipped_steps));
     }
     if let Some(v) = &r.validation {
-        text.push_str(&format!("\nheld out: {:.4} bits/byte, loss {:.4} a token", v.bits_per_byte, v.loss));
+        text.push_str(&format!(
+            "\nheld out, in rows as in training ({} tokens): {:.4} bits/byte, loss {:.4} a token",
+            thousands(v.tokens),
+            v.bits_per_byte,
+            v.loss
+        ));
     }
     text.push_str(&format!("\ncheckpoint: {}", r.checkpoint.display()));
     text

@@ -21,9 +21,8 @@ pub struct Verify {
     /// Golden directories: a model with golden.json and golden.safetensors
     #[arg(required = true, value_name = "DIR")]
     dirs: Vec<PathBuf>,
-    /// Where to compute
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: super::DeviceArgs,
     /// Form of the recurrences
     #[arg(long, value_enum, default_value = "both")]
     mode: Modes,
@@ -52,7 +51,7 @@ impl Modes {
 
 impl Verify {
     pub fn run(self, ctx: &Context) -> anyhow::Result<()> {
-        let device = super::parse_device(&self.device)?;
+        let device = self.device.open()?;
         for dir in &self.dirs {
             if !dir.is_dir() {
                 return Err(Failure::usage(format!("{}: not a folder", dir.display())).into());

@@ -150,10 +150,25 @@ pub fn guard(gpu: Gpu) -> Result<String> {
 
 /// The ceiling of everything that only moves bytes: read and write of 4 GiB (or a sixteenth of the memory).
 pub fn bandwidth(gpu: Gpu) -> Result<String> {
-    let len = (4usize << 30).min(gpu.properties().memory_bytes / 16);
+    let len = large(gpu);
+    let copy = copy_bandwidth(gpu)? / 1e9;
+    let a = gpu.zeros(len)?;
+    let fill = len as f64 / median_ms(gpu, 10, || a.fill_bytes(1))? / 1e6;
+    Ok(format!("copy {copy:.0} GB/s read and written, fill {fill:.0} GB/s"))
+}
+
+/// More than any cache holds.
+fn large(gpu: Gpu) -> usize {
+    (4usize << 30).min(gpu.properties().memory_bytes / 16)
+}
+
+/// Bytes read and written a second by a large copy on the device: the ceiling of what memory bounds.
+///
+/// # Errors
+/// Memory; a driver failure.
+pub fn copy_bandwidth(gpu: Gpu) -> Result<f64> {
+    let len = large(gpu);
     let (a, b) = (gpu.zeros(len)?, gpu.zeros(len)?);
     let ms = median_ms(gpu, 10, || b.copy_from(0, &a, 0, len))?;
-    let fill = median_ms(gpu, 10, || a.fill_bytes(1))?;
-    let speed = |bytes: usize, ms: f64| bytes as f64 / ms / 1e6;
-    Ok(format!("copy {:.0} GB/s read and written, fill {:.0} GB/s", speed(2 * len, ms), speed(len, fill)))
+    Ok(2.0 * len as f64 / ms * 1e3)
 }

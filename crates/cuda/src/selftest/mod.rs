@@ -14,6 +14,8 @@ use serde::Serialize;
 
 use crate::{Error, Gpu, Result};
 
+pub use memory::copy_bandwidth;
+pub use products::product_flops;
 pub use ptx::fault;
 
 /// Result of one check.

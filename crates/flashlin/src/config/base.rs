@@ -91,6 +91,27 @@ impl BaseConfig {
         })
     }
 
+    /// Refuses special tokens that the vocabulary does not have.
+    fn check_ids(&self) -> Result<()> {
+        // 1 and 2 are the defaults of BOS and EOS; in a vocabulary without them they mean nothing.
+        let rows = (self.vocab_size as i64).max(3);
+        let bad = |key: &str, id: i64| {
+            let n = self.vocab_size;
+            Err(Error::config(key, format!("is {id}, but the vocabulary has {n} tokens (vocab_size)")))
+        };
+        if let Some(id) = self.bos_token_id.map(i64::from).filter(|&id| id >= rows) {
+            return bad("bos_token_id", id);
+        }
+        if let Some(id) = self.eos_token_ids().into_iter().map(i64::from).find(|&id| id >= rows) {
+            return bad("eos_token_id", id);
+        }
+        // As in Python, -1 is the last one.
+        match self.pad_token_id {
+            Some(id) if !(-rows..rows).contains(&id) => bad("pad_token_id", id),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses sizes that cannot be.
     pub(super) fn check(&self) -> Result<()> {
         const WIDEST: usize = 1 << 31;
@@ -123,6 +144,7 @@ impl BaseConfig {
             let why = format!("is {}, expected a token id, a list of them, or null", self.eos_token_id);
             return Err(Error::config("eos_token_id", why));
         }
+        self.check_ids()?;
         for spec in self.attention()? {
             if !self.hidden_size.is_multiple_of(spec.num_heads) {
                 let why = format!(

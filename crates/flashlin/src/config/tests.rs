@@ -80,6 +80,10 @@ fn impossible_sizes_are_named() {
         (json!({"model_type": "mamba2", "dt_limit": [1.0, 0.5]}), "dt_limit"),
         (json!({"model_type": "gla", "eos_token_id": "end"}), "eos_token_id"),
         (json!({"model_type": "gla", "fuse_linear_cross_entropy": true}), "fuse_linear_cross_entropy"),
+        (json!({"model_type": "gla", "vocab_size": 300, "bos_token_id": 300}), "bos_token_id"),
+        (json!({"model_type": "gla", "vocab_size": 300, "eos_token_id": [2, 300]}), "eos_token_id"),
+        (json!({"model_type": "gla", "vocab_size": 300, "pad_token_id": 300}), "pad_token_id"),
+        (json!({"model_type": "gla", "vocab_size": 300, "pad_token_id": -301}), "pad_token_id"),
     ] {
         let msg = message(v.clone());
         assert!(msg.contains(word), "{v}: {msg}");

@@ -56,12 +56,7 @@ impl std::fmt::Debug for Decided {
 ///
 /// # Errors
 /// Gradients that are not contiguous f32, another device, counters that somebody else holds, memory: counters are as they were then.
-pub fn decide(
-    grads: &[&Tensor],
-    loss: &Tensor,
-    counters: &mut Tensor,
-    by: &AdamwFactors,
-) -> Result<Decided> {
+pub fn decide(grads: &[&Tensor], loss: &Tensor, counters: &mut Tensor, by: &AdamwFactors) -> Result<Decided> {
     let on = Launcher::on(OP, counters)?;
     let machine = on.machine()?;
     writable("counters", counters, 3)?;

@@ -37,7 +37,9 @@ impl std::str::FromStr for Products {
         match s {
             "f32" => Ok(Products::F32),
             "tf32" => Ok(Products::Tf32),
-            other => Err(Error::invalid("products", "products", format!("is `{other}`, expected f32 or tf32"))),
+            other => {
+                Err(Error::invalid("products", "products", format!("is `{other}`, expected f32 or tf32")))
+            }
         }
     }
 }

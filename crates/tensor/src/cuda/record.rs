@@ -43,12 +43,10 @@ pub fn record<T, E: From<Error>>(
     };
     let gpu = gpu(ordinal)?;
     // The driver's errors and those of the step, on one way out.
-    let (graph, out) = gpu
-        .capture(Capture::Arena, || run().map_err(Failed::Step))
-        .map_err(|e| match e {
-            Failed::Step(e) => e,
-            Failed::Cuda(e) => Error::Cuda(e).into(),
-        })?;
+    let (graph, out) = gpu.capture(Capture::Arena, || run().map_err(Failed::Step)).map_err(|e| match e {
+        Failed::Step(e) => e,
+        Failed::Cuda(e) => Error::Cuda(e).into(),
+    })?;
     Ok((Recording { graph }, out))
 }
 

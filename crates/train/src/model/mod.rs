@@ -6,8 +6,7 @@ mod tests;
 use std::{path::Path, sync::Arc};
 
 use flashlin::{
-    CONFIG_FILE, Config, ForwardOptions, Input, Logits, Mode, Model, ModelState, StateKind,
-    find_family, hub,
+    CONFIG_FILE, Config, ForwardOptions, Input, Logits, Mode, Model, ModelState, StateKind, find_family, hub,
     tokenizer::Tokenizer,
     weights::{LoadOptions, WeightMap, load_into},
 };

@@ -13,12 +13,7 @@ use crate::Result;
 
 impl AdamW {
     /// [`AdamW::step`] with contiguous gradients on a GPU.
-    pub(super) fn queue(
-        &mut self,
-        grads: &[Option<Tensor>],
-        lr: f64,
-        loss: &Tensor,
-    ) -> Result<StepStatus> {
+    pub(super) fn queue(&mut self, grads: &[Option<Tensor>], lr: f64, loss: &Tensor) -> Result<StepStatus> {
         let by = AdamwFactors {
             betas: self.config.betas,
             eps: self.config.eps,

@@ -98,7 +98,7 @@ impl GenerateBench {
 }
 
 /// The best of read loops with one thread and all, and several streams each, in bytes a second.
-fn read_bandwidth(ctx: &Context) -> anyhow::Result<f64> {
+pub(super) fn read_bandwidth(ctx: &Context) -> anyhow::Result<f64> {
     let mut best = 0f64;
     for threads in [1, ctx.threads] {
         for streams in [1, 2, 4, 8] {
@@ -108,11 +108,11 @@ fn read_bandwidth(ctx: &Context) -> anyhow::Result<f64> {
     Ok(best)
 }
 
-fn last() -> ForwardOptions {
+pub(super) fn last() -> ForwardOptions {
     ForwardOptions { logits: Logits::Last(1), ..ForwardOptions::default() }
 }
 
-fn prefill(model: &Model, input: &Input) -> anyhow::Result<ModelState> {
+pub(super) fn prefill(model: &Model, input: &Input) -> anyhow::Result<ModelState> {
     let mut state = model.new_state(1)?;
     no_grad(|| model.forward(input, Some(&mut state), &last()))?;
     Ok(state)
@@ -127,7 +127,7 @@ fn decode(model: &Model, tokens: usize) -> anyhow::Result<()> {
 }
 
 /// Decoding step by step gives the logits of one pass.
-fn steps_equal_one_pass(model: &Model) -> anyhow::Result<()> {
+pub(super) fn steps_equal_one_pass(model: &Model) -> anyhow::Result<()> {
     const STEPS: usize = 12;
     let ids = random_ids(model, STEPS);
     let logits = |input: &Input, state: &mut ModelState| -> anyhow::Result<Vec<f64>> {

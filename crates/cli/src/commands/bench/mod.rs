@@ -5,10 +5,11 @@
 //! machine. A time is the best of a few runs.
 
 mod decode;
+mod model;
 mod ops;
 mod train;
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use clap::{Args, Subcommand};
 use flashlin::{Config, DType, Device, Input, Model};
@@ -30,6 +31,7 @@ enum What {
     Decode(decode::DecodeBench),
     Train(train::TrainBench),
     Generate(decode::GenerateBench),
+    Model(model::ModelBench),
 }
 
 impl Bench {
@@ -39,6 +41,7 @@ impl Bench {
             What::Decode(b) => b.run(ctx)?,
             What::Train(b) => b.run(ctx)?,
             What::Generate(b) => b.run(ctx)?,
+            What::Model(b) => b.run(ctx)?,
         };
         ctx.out.rows(&rows, |rows| {
             let mut table = Table::new(&["what", "ms", "rate", "unit", "of", "share"]);
@@ -117,6 +120,12 @@ struct ModelArgs {
     /// Size of the family
     #[arg(long, default_value = "132m")]
     preset: String,
+    /// A model folder or config.json in place of family and size; its weights are not read
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "preset"])]
+    config: Option<PathBuf>,
+    /// Set a key of the configuration, e.g. `--set num_hidden_layers=2`; the value is JSON, or else a string
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
     /// Type of the weights
     #[arg(long, default_value = "bf16")]
     dtype: String,
@@ -128,12 +137,25 @@ impl ModelArgs {
     }
 
     fn build(&self) -> anyhow::Result<Model> {
-        let config = Config::from_json(super::new::preset(&self.model, Some(&self.preset))?)?;
-        Ok(Model::new(&config, self.dtype()?, &Device::Cpu, 1)?)
+        self.build_on(&Device::Cpu)
+    }
+
+    fn build_on(&self, device: &Device) -> anyhow::Result<Model> {
+        let mut map = match &self.config {
+            None => super::new::preset(&self.model, Some(&self.preset))?,
+            Some(path) if path.is_dir() => Config::load(&path.join(flashlin::CONFIG_FILE))?.to_json(),
+            Some(file) => Config::load(file)?.to_json(),
+        };
+        super::new::apply_sets(&mut map, &self.sets)?;
+        Ok(Model::new(&Config::from_json(map)?, self.dtype()?, device, 1)?)
     }
 
     fn name(&self) -> String {
-        format!("{} {} {}", self.model, self.preset, self.dtype)
+        let sets: String = self.sets.iter().map(|s| format!(" {s}")).collect();
+        match &self.config {
+            Some(path) => format!("{}{sets} {}", path.display(), self.dtype),
+            None => format!("{} {}{sets} {}", self.model, self.preset, self.dtype),
+        }
     }
 }
 

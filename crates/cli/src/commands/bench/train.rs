@@ -48,14 +48,24 @@ impl TrainBench {
 }
 
 fn loss(model: &Model, ids: &Tensor, mode: Mode) -> anyhow::Result<flashlin_tensor::Var> {
+    loss_with(model, ids, mode, false)
+}
+
+pub(super) fn loss_with(
+    model: &Model,
+    ids: &Tensor,
+    mode: Mode,
+    checkpoint_layers: bool,
+) -> anyhow::Result<flashlin_tensor::Var> {
     let input = flashlin::Input::ids(ids.clone()).with_labels(ids.clone());
-    let options = ForwardOptions { mode, logits: Logits::None, ..ForwardOptions::default() };
+    let options =
+        ForwardOptions { mode, logits: Logits::None, checkpoint_layers, ..ForwardOptions::default() };
     let loss = model.forward(&input, None, &options)?.loss;
     Ok(loss.ok_or_else(|| Failure::runtime("the model returned no loss"))?)
 }
 
 /// The loss does not depend on the form of the recurrences.
-fn same_loss(model: &Model, dtype: flashlin::DType) -> anyhow::Result<()> {
+pub(super) fn same_loss(model: &Model, dtype: flashlin::DType) -> anyhow::Result<()> {
     let ids: Vec<i64> = random_ids(model, 100).into_iter().map(i64::from).collect();
     let ids = Tensor::from_vec(ids, &[1, 100])?;
     let of = |mode| no_grad(|| Ok::<_, anyhow::Error>(loss(model, &ids, mode)?.tensor().to_scalar()?));
