@@ -19,7 +19,7 @@ use crate::{
 /// Check the operators against their f64 references on this machine (the conformance suite)
 #[derive(Debug, Args)]
 pub struct VerifyOps {
-    /// Operators or families to check, as `flashlin ops` names them [default: all]
+    /// Operators or families to check, as `flashlin ops` names them; on a GPU also `tensor` and `optimizer` [default: all]
     ops: Vec<String>,
     /// Where to compute
     #[arg(long, default_value = "cpu")]
@@ -33,6 +33,10 @@ pub struct VerifyOps {
 fn check_names() -> BTreeSet<&'static str> {
     ENTRIES.iter().flat_map(Entry::checks).collect()
 }
+
+/// What a GPU is compared with the CPU in, besides the operators.
+const BESIDE_CPU: [(&str, fn(&Device) -> Vec<checks::Check>); 2] =
+    [("tensor", checks::run), ("optimizer", flashlin_train::optim::run_checks)];
 
 /// Result of one check.
 #[derive(Serialize)]
@@ -62,12 +66,12 @@ impl Row {
         }
     }
 
-    /// The operations of tensors on a device beside the CPU.
-    fn tensors(all: &[checks::Check]) -> Self {
+    /// What a device computes beside the CPU.
+    fn beside_cpu(suite: &'static str, all: &[checks::Check]) -> Self {
         let failures: Vec<String> = all.iter().filter(|c| !c.passed()).map(|c| format!("{c:?}")).collect();
         let worst = all.iter().filter_map(|c| Some(c.error.as_ref().ok()? / c.tolerance)).reduce(f64::max);
         Row {
-            suite: "tensor",
+            suite,
             ops: &[],
             check: "agrees_with_cpu",
             comparisons: all.len(),
@@ -97,9 +101,12 @@ impl VerifyOps {
                 rows.push(Row::new(entry, name, &report));
             }
         }
-        if self.ops.is_empty() && self.check.is_none() && device != Device::Cpu {
-            tracing::info!("tensor: every operation beside the CPU");
-            rows.push(Row::tensors(&checks::run(&device)));
+        for (name, run) in BESIDE_CPU {
+            let wanted = self.ops.is_empty() || self.ops.iter().any(|o| o == name);
+            if wanted && self.check.is_none() && device != Device::Cpu {
+                tracing::info!("{name}: beside the CPU");
+                rows.push(Row::beside_cpu(name, &run(&device)));
+            }
         }
         ctx.out.rows(&rows, table)?;
         if !ctx.out.json {
@@ -110,9 +117,10 @@ impl VerifyOps {
 
     /// The suites that are asked for.
     fn chosen(&self) -> anyhow::Result<Vec<&'static Entry>> {
-        let known = |name: &&String| !ENTRIES.iter().any(|e| e.answers_to(name));
+        let beside = |name: &str| BESIDE_CPU.iter().any(|(n, _)| *n == name);
+        let known = |name: &&String| !beside(name) && !ENTRIES.iter().any(|e| e.answers_to(name));
         if let Some(name) = self.ops.iter().find(known) {
-            let names: Vec<_> = ENTRIES.iter().map(Entry::name).collect();
+            let names: Vec<_> = ENTRIES.iter().map(Entry::name).chain(BESIDE_CPU.map(|(n, _)| n)).collect();
             let message = match find_op(name) {
                 Some(_) => format!("`{name}` has no conformance suite"),
                 None => format!("there is no operator or family `{name}`"),

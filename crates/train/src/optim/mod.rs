@@ -5,12 +5,15 @@
 //! is not finite changes nothing but a counter. Moments and master weights are f32; blocks of work have a fixed size, so the bits do
 //! not depend on the number of threads. On a GPU the same is queued and nothing waits (`device.rs`).
 
+mod checks;
 mod device;
 mod kernel;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+
+pub use checks::run_checks;
 
 use flashlin_tensor::{DType, Device, Gradients, Parameter, Tensor};
 use rayon::prelude::*;
