@@ -34,8 +34,10 @@ fn check_names() -> BTreeSet<&'static str> {
     ENTRIES.iter().flat_map(Entry::checks).collect()
 }
 
+type RunChecks = fn(&Device) -> Vec<checks::Check>;
+
 /// What a GPU is compared with the CPU in, besides the operators.
-const BESIDE_CPU: [(&str, fn(&Device) -> Vec<checks::Check>); 2] =
+const BESIDE_CPU: [(&str, RunChecks); 2] =
     [("tensor", checks::run), ("optimizer", flashlin_train::optim::run_checks)];
 
 /// Result of one check.

@@ -1,7 +1,7 @@
 //! Tokens of several sequences in chunks, ordered so that a pass over all of them at once narrows instead of gathering: sequences by falling
 //! length, chunks by their number in the sequence first.
 
-use flashlin_tensor::{Backward, BackwardCtx, Device, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, Device, Result, Tensor, Var, cuda};
 
 use crate::PackedSeqs;
 
@@ -46,7 +46,7 @@ impl Chunks {
         by_length.iter().enumerate().for_each(|(at, &n)| home[n] = at as i64);
         let table = |v: Vec<i64>| {
             let n = v.len();
-            Tensor::from_vec(v, &[n])?.to_device(device)
+            cuda::kept(&Tensor::from_vec(v, &[n])?, device)
         };
         let sorted = by_length.is_sorted();
         let by_length = by_length.into_iter().map(|n| n as i64).collect();

@@ -1,6 +1,6 @@
 //! Decays inside chunks from the tokens' log-decays: between two tokens, from the chunk's start, to its end.
 
-use flashlin_tensor::{Device, Result, Tensor, Var};
+use flashlin_tensor::{Result, Tensor, Var, cuda};
 
 /// Which states outputs or erase keys read: those after a token's decay, those before it.
 #[derive(Clone, Copy)]
@@ -17,7 +17,7 @@ pub(super) fn mask(c: usize, on: impl Fn(usize, usize) -> bool, like: &Var) -> R
 
 fn constant(values: Vec<f64>, dims: &[usize], like: &Var) -> Result<Var> {
     let t = Tensor::from_vec(values, dims)?.to_dtype(like.dtype())?;
-    Ok(if like.device() == Device::Cpu { t } else { t.to_device(&like.device())? }.into())
+    Ok(cuda::kept(&t, &like.device())?.into())
 }
 
 /// Decays of one of the state's dimensions; none at all where there is no gate.

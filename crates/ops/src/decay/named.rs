@@ -133,7 +133,7 @@ fn constant(op: &'static str, args: DecayArgs, gamma: Vec<f64>) -> Result<SeqOut
     )?;
     let heads = gamma.len();
     let gamma = Tensor::from_vec(gamma, &[heads])?.to_dtype(args.q.dtype().accumulator())?;
-    let gamma = Var::constant(gamma.to_device(&args.q.device())?);
+    let gamma = Var::constant(flashlin_tensor::cuda::kept(&gamma, &args.q.device())?);
     decay_attention(DecayArgs { g_gamma: Some(&gamma), ..args })
 }
 

@@ -73,7 +73,7 @@ pub(super) fn forward(gate: &Gate) -> Result<Tensor> {
 pub(super) fn backward(gate: &Gate, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let o = Operands::of(gate)?;
     let (on, row) = (&o.on, gate.hv * gate.n);
-    let tokens = if row == 0 { 0 } else { o.x.numel() / row };
+    let tokens = o.x.numel().checked_div(row).unwrap_or(0);
     let dy = on.dense(dy, DType::F32)?;
     let dx = Tensor::empty(o.x.dims(), o.x.dtype(), &o.x.device())?;
     let pieces = tokens.div_ceil(PIECE);

@@ -4,7 +4,7 @@
 //! `[N, HV, K, V]` and are turned on the device where the caller's is the other one.
 
 use flashlin_tensor::cuda::plan::{self, Recurrence, RecurrentShape, Sequences};
-use flashlin_tensor::cuda::{Launcher, Operands, kept};
+use flashlin_tensor::cuda::{Launcher, Operands};
 use flashlin_tensor::{DType, Error, Result, Tensor};
 
 use crate::{PackedSeqs, StateLayout};
@@ -65,9 +65,7 @@ impl Chunked {
             false => Sequences::rows(sizes.b, sizes.t),
         };
         let table = |rows: flashlin_tensor::cuda::KernelResult<Vec<i32>>| -> Result<Tensor> {
-            let rows = rows.map_err(Error::Kernel)?;
-            let n = rows.len();
-            kept(&Tensor::from_vec(rows, &[n])?, &on.device())
+            on.table(rows.map_err(Error::Kernel)?)
         };
         let tables = match packed {
             true => Some([table(sequences.sequence_table())?, table(sequences.chunk_table())?]),

@@ -1,7 +1,7 @@
 //! One or a few tokens of either family with the state in place: the kernel `delta_step`.
 
 use flashlin_tensor::cuda::plan::{self, Recurrence, RecurrentShape, Sequences};
-use flashlin_tensor::cuda::{Launcher, Operands, kept};
+use flashlin_tensor::cuda::{Launcher, Operands};
 use flashlin_tensor::{DType, Error, Result, Tensor};
 
 use super::{Sizes, padded};
@@ -118,7 +118,7 @@ impl Step {
             true => None,
             false => {
                 let slots: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-                Some(kept(&Tensor::from_vec(slots, &[rows.len()])?, &self.on.device())?)
+                Some(self.on.table(slots)?)
             }
         };
         // Tokens of packed rows lie behind each other as those of a batch do.

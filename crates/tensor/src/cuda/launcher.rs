@@ -6,7 +6,7 @@ use flashlin_kernels::{
     plan::{Machine, Plan},
 };
 
-use super::{buffer, tables, too_long};
+use super::{buffer, kept, too_long};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Bytes that kernels read at once: addresses of arrays that they read as a whole must be multiples.
@@ -129,7 +129,7 @@ impl Launcher {
     /// # Errors
     /// Memory.
     pub fn table(&self, values: Vec<i32>) -> Result<Tensor> {
-        tables::get(self.device(), values)
+        kept(&Tensor::from_slice(&values, &[values.len()])?, &self.device())
     }
 
     /// Queues a kernel by its name in the bundle; an empty grid queues nothing.

@@ -11,7 +11,6 @@ mod launcher;
 mod matmul;
 mod record;
 mod rows;
-mod tables;
 #[cfg(test)]
 mod tests;
 
