@@ -5,6 +5,7 @@
 //! machine. A time is the best of a few runs.
 
 mod decode;
+mod gpu;
 mod model;
 mod ops;
 mod train;
@@ -32,6 +33,7 @@ enum What {
     Train(train::TrainBench),
     Generate(decode::GenerateBench),
     Model(model::ModelBench),
+    Gpu(gpu::GpuBench),
 }
 
 impl Bench {
@@ -42,6 +44,7 @@ impl Bench {
             What::Train(b) => b.run(ctx)?,
             What::Generate(b) => b.run(ctx)?,
             What::Model(b) => b.run(ctx)?,
+            What::Gpu(b) => b.run(ctx)?,
         };
         ctx.out.rows(&rows, |rows| {
             let mut table = Table::new(&["what", "ms", "rate", "unit", "of", "share"]);
