@@ -1,7 +1,7 @@
 //! Scalar decay backward, the serial pass from the last chunk to the first: the gradient of the state after each chunk.
 //!
 //! `dS <- e^(G_last) dS + scale (e^G Q)^T dO`. Shapes: q `[B, T, H, K]`; d_o `[B, T, HV, V]`; gc from `decay_cumsum`; dh
-//! `[NC, HV, K, V]` in the inputs' type; dht, dh0 f32 `[B, HV, K, V]`. `ST` = 0 leaves out the code for dht and dh0. Grid: `(V / BV, HV, B)`; packed as in `delta_fwd`.
+//! `[NC, HV, K, V]` in the inputs' type; dht, dh0 f32 `[B * nseg, HV, K, V]`. `ST` = 0 leaves out the code for dht and dh0. Segments, grid and packing as in `delta_fwd`.
 
 /// Kernel.
 #[cutile::module]
@@ -33,6 +33,8 @@ pub mod dstate {
         h: i32,
         hv: i32,
         nc: i32,
+        nseg: i32,
+        seg: i32,
         has_dht: i32,
         has_dh0: i32,
         scale: f32,
@@ -40,7 +42,8 @@ pub mod dstate {
         let pid: (i32, i32, i32) = get_tile_block_id();
         let (iv, ih, z) = (pid.0, pid.1, pid.2);
         let iq: i32 = ih / (hv / h);
-        let mut ib: i32 = z;
+        let mut ib: i32 = z / nseg;
+        let i0: i32 = (z - ib * nseg) * seg;
         let mut first: i32 = 0i32;
         let mut len: i32 = t;
         let mut nb: i32 = b;
@@ -52,13 +55,13 @@ pub mod dstate {
             nb = 1i32;
             ib = 0i32;
         }
-        let nt: i32 = ceil_div(len, C);
+        let i1: i32 = min(ceil_div(len, C), i0 + seg);
         let qv: Tensor<E, { [-1, -1, -1, K] }> = unsafe { rows_from::<E, K>(q, first, nb, len, h) };
         let ov: Tensor<E, { [-1, -1, -1, V] }> = unsafe { rows_from::<E, V>(d_o, first, nb, len, hv) };
         let gv: Tensor<f32, { [-1, 1, C] }> = unsafe { mats_f32::<1, C>(gc, nc * hv) };
         let dhv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(dh, nc * hv) };
-        let dtv: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dht, b * hv) };
-        let d0v: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dh0, b * hv) };
+        let dtv: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dht, b * nseg * hv) };
+        let d0v: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dh0, b * nseg * hv) };
         let qp: Partition<E, { [1, C, 1, K] }> = qv.partition(const_shape![1, C, 1, K]);
         let op: Partition<E, { [1, C, 1, BV] }> = ov.partition(const_shape![1, C, 1, BV]);
         let gp: Partition<f32, { [1, 1, C] }> = gv.partition(const_shape![1, 1, C]);
@@ -73,8 +76,8 @@ pub mod dstate {
                 s = dtp.load([z * hv + ih, 0i32, iv]).reshape(const_shape![K, BV]);
             }
         }
-        for r in 0i32..nt {
-            let i: i32 = nt - 1i32 - r;
+        for r in 0i32..(i1 - i0) {
+            let i: i32 = i1 - 1i32 - r;
             let n: i32 = (n0 + i) * hv + ih;
             let tq: Tile<E, { [C, K] }> =
                 qp.load_pipelined::<L>([ib, i, iq, 0i32]).reshape(const_shape![C, K]);

@@ -5,4 +5,5 @@ pub mod bwd;
 pub mod cumsum;
 pub mod dstate;
 pub mod fwd;
+pub mod join;
 pub mod out;

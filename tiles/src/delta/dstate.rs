@@ -4,7 +4,7 @@
 //! `dS <- e^(G_last) dS + scale (e^G Q)^T dO - (e^G K)^T (beta dX)`. T, P and the row factors as in `delta_fwd`.
 //!
 //! Shapes: q, k `[B, T, H, K]`; d_o `[B, T, HV, V]`; dh `[NC, HV, K, V]` and dx `[NC, HV, C, V]` in the inputs' type; dht,
-//! dh0 f32 `[B, HV, K, V]`. `ST` = 0 leaves out the code for dht and dh0. Grid: `(V / BV, HV, B)`; packed as in `delta_fwd`.
+//! dh0 f32 `[B * nseg, HV, K, V]`. `ST` = 0 leaves out the code for dht and dh0. Segments, grid and packing as in `delta_fwd`.
 
 /// Kernel.
 #[cutile::module]
@@ -42,6 +42,8 @@ pub mod dstate {
         h: i32,
         hv: i32,
         nc: i32,
+        nseg: i32,
+        seg: i32,
         has_dht: i32,
         has_dh0: i32,
         scale: f32,
@@ -49,19 +51,20 @@ pub mod dstate {
         let pid: (i32, i32, i32) = get_tile_block_id();
         let (iv, ih, z) = (pid.0, pid.1, pid.2);
         let iq: i32 = ih / (hv / h);
-        let mut ib: i32 = z;
+        let mut ib: i32 = z / nseg;
+        let i0: i32 = (z - ib * nseg) * seg;
         let mut first: i32 = 0i32;
         let mut len: i32 = t;
         let mut nb: i32 = b;
-        let mut n0: i32 = z * ceil_div(t, C);
+        let mut n0: i32 = ib * ceil_div(t, C);
         if VL == 1i32 {
-            first = unsafe { int_at(seqs, b * 4i32, z * 4i32) };
-            len = unsafe { int_at(seqs, b * 4i32, z * 4i32 + 1i32) };
-            n0 = unsafe { int_at(seqs, b * 4i32, z * 4i32 + 2i32) };
+            first = unsafe { int_at(seqs, b * 4i32, ib * 4i32) };
+            len = unsafe { int_at(seqs, b * 4i32, ib * 4i32 + 1i32) };
+            n0 = unsafe { int_at(seqs, b * 4i32, ib * 4i32 + 2i32) };
             nb = 1i32;
             ib = 0i32;
         }
-        let nt: i32 = ceil_div(len, C);
+        let i1: i32 = min(ceil_div(len, C), i0 + seg);
         let qv: Tensor<E, { [-1, -1, -1, K] }> = unsafe { rows_from::<E, K>(q, first, nb, len, h) };
         let kv: Tensor<E, { [-1, -1, -1, K] }> = unsafe { rows_from::<E, K>(k, first, nb, len, h) };
         let ov: Tensor<E, { [-1, -1, -1, V] }> = unsafe { rows_from::<E, V>(d_o, first, nb, len, hv) };
@@ -72,8 +75,8 @@ pub mod dstate {
         let pv: Tensor<E, { [-1, C, C] }> = unsafe { mats::<E, C, C>(pm, nc * hv) };
         let dhv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(dh, nc * hv) };
         let dxv: Tensor<E, { [-1, C, V] }> = unsafe { mats::<E, C, V>(dx, nc * hv) };
-        let dtv: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dht, b * hv) };
-        let d0v: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dh0, b * hv) };
+        let dtv: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dht, b * nseg * hv) };
+        let d0v: Tensor<f32, { [-1, K, V] }> = unsafe { mats_f32::<K, V>(dh0, b * nseg * hv) };
         let qp: Partition<E, { [1, C, 1, K] }> = qv.partition(const_shape![1, C, 1, K]);
         let kp: Partition<E, { [1, C, 1, K] }> = kv.partition(const_shape![1, C, 1, K]);
         let op: Partition<E, { [1, C, 1, BV] }> = ov.partition(const_shape![1, C, 1, BV]);
@@ -95,8 +98,8 @@ pub mod dstate {
                 s = dtp.load([z * hv + ih, 0i32, iv]).reshape(const_shape![K, BV]);
             }
         }
-        for r in 0i32..nt {
-            let i: i32 = nt - 1i32 - r;
+        for r in 0i32..(i1 - i0) {
+            let i: i32 = i1 - 1i32 - r;
             let n: i32 = (n0 + i) * hv + ih;
             let tk: Tile<E, { [C, K] }> =
                 kp.load_pipelined::<L>([ib, i, iq, 0i32]).reshape(const_shape![C, K]);

@@ -8,4 +8,6 @@ pub mod dstate;
 pub mod fwd;
 pub mod gates;
 pub mod intra;
+pub mod join;
 pub mod step;
+pub mod through;

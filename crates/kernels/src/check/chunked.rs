@@ -299,6 +299,7 @@ impl Setup {
             ("dbeta", "f32", t * hv),
             ("ht", "f32", states),
             ("dh0", "f32", states),
+            ("ha", "f32", self.lens.len() * hv * self.k * self.k),
         ] {
             x.insert(name, (dtype, vec![0.0; len]));
         }
@@ -358,6 +359,21 @@ impl Setup {
             ds = next;
         }
         x.get_mut("dh0").expect("made above").1[place..place + size].copy_from_slice(&ds.x);
+        if self.delta {
+            self.through(x, &chunks, n * self.hv + head);
+        }
+    }
+
+    /// What a sequence does to the state that enters it.
+    fn through(&self, x: &mut Arrays, chunks: &[Chunk], block: usize) {
+        let mut a = Mat::zeros(self.k, self.k);
+        (0..self.k).for_each(|i| a.x[i * self.k + i] = 1.0);
+        for c in chunks {
+            let made = self.inside(c);
+            let u = made.t.mul(&c.k.scale_rows(&c.eg()).mul(&a).scale_rows(&c.beta)).times(-1.0);
+            a = a.times(c.last()).add(&c.k.t().mul(&u.scale_rows(&c.er())));
+        }
+        self.put(x, "ha", block, &a);
     }
 
     /// T and P of a chunk, as stored.
@@ -501,10 +517,10 @@ impl KernelCheck for Stage {
 }
 
 /// Every name that an ABI of these kernels may hold.
-const NAMES: [&str; 43] = [
-    "q", "k", "v", "d_o", "g", "beta", "h0", "dht", "seqs", "chunks", "gc", "gvec", "rk", "rq", "tm", "pm",
-    "o", "hs", "dh", "us", "dx", "dq", "dk", "dv", "dg", "dbeta", "ht", "dh0", "b", "t", "h", "hv", "nc",
-    "nseg", "seg", "has_g", "has_beta", "has_h0", "has_ht", "has_dht", "has_dh0", "norm", "has_dg",
+const NAMES: [&str; 44] = [
+    "ha", "q", "k", "v", "d_o", "g", "beta", "h0", "dht", "seqs", "chunks", "gc", "gvec", "rk", "rq", "tm",
+    "pm", "o", "hs", "dh", "us", "dx", "dq", "dk", "dv", "dg", "dbeta", "ht", "dh0", "b", "t", "h", "hv",
+    "nc", "nseg", "seg", "has_g", "has_beta", "has_h0", "has_ht", "has_dht", "has_dh0", "norm", "has_dg",
 ];
 
 impl Stage {
@@ -590,6 +606,7 @@ impl Setup {
             "decay_fwd" | "decay_dstate" | "delta_fwd" | "delta_dstate" => {
                 [blocks("BV")?, self.hv, self.lens.len()]
             }
+            "delta_through" => [self.k / kernel.need_generic("BV")? as usize, self.hv, self.lens.len()],
             "decay_out" => [self.hv * blocks("BV")?, y, z],
             "delta_gates" => [self.hv.div_ceil(kernel.need_generic("HB")? as usize), y, z],
             _ => [self.hv, y, z],
@@ -653,7 +670,9 @@ fn setups(kernel: &Kernel) -> Result<Vec<Setup>> {
     };
     let chosen = all.into_iter().map(|s| Setup { gate: gate.unwrap_or(s.gate), ..s });
     // Code without states cannot be given one; without a gate only that mode of the sum applies.
-    let fits = |s: &Setup| !(s.state && kernel.generic("ST") == Some(0));
+    // A pass for the states alone leaves nothing where there are none.
+    let writes = |s: &Setup| s.state || kernel.generic("OUT") != Some(0) || kernel.generic("SAVE") != Some(0);
+    let fits = |s: &Setup| writes(s) && !(s.state && kernel.generic("ST") == Some(0));
     let mode = |s: &Setup| kernel.generic("MODE") != Some(2) || s.gate == Gate::Token;
     Ok(chosen.filter(|s| fits(s) && mode(s)).collect())
 }

@@ -16,6 +16,7 @@ mod norm_any;
 mod optim;
 mod rope;
 mod rows;
+mod segments;
 mod step;
 mod table;
 

@@ -2,7 +2,7 @@
 
 use super::{
     KernelCheck, array, chunked::Stage, column_sum, conv, functions, gate, loss, norm_any, optim, rope, rows,
-    step,
+    segments, step,
 };
 
 /// One entry a kernel of `tiles/`, by family.
@@ -50,6 +50,9 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &Stage { name: "decay_bwd", outputs: &["dq", "dk", "dv", "dg"] },
     &Stage { name: "delta_gates", outputs: &["gvec"] },
     &Stage { name: "delta_intra", outputs: &["tm", "rk", "pm", "rq"] },
+    &Stage { name: "delta_through", outputs: &["ha"] },
+    &segments::Join { delta: true },
+    &segments::Join { delta: false },
     &Stage { name: "delta_fwd", outputs: &["o", "hs", "us", "ht"] },
     &Stage { name: "delta_dstate", outputs: &["dh", "dx", "dh0"] },
     &Stage { name: "delta_bwd", outputs: &["dq", "dk", "dv", "dg", "dbeta"] },

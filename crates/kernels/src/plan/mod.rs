@@ -6,6 +6,7 @@
 mod optim;
 mod recurrence;
 mod rows;
+mod segments;
 mod sequences;
 
 pub use optim::{adamw, global_norm};
@@ -35,6 +36,17 @@ pub struct Launch {
     pub kernel: String,
     /// Tile blocks.
     pub grid: [u32; 3],
+    /// Arguments that this launch takes from elsewhere than from the operand of their name.
+    pub bound: Vec<(&'static str, Bound)>,
+}
+
+/// Where an argument comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The operand or array of another name.
+    To(&'static str),
+    /// A number.
+    Int(usize),
 }
 
 /// An array that a plan needs besides the operands.
@@ -96,7 +108,20 @@ impl Plan {
             );
             return Err(Error::Entry { name: kernel.name.clone(), why });
         }
-        self.launches.push(Launch { kernel: kernel.name.clone(), grid: grid.map(|n| n as u32) });
+        let grid = grid.map(|n| n as u32);
+        self.launches.push(Launch { kernel: kernel.name.clone(), grid, bound: Vec::new() });
+        Ok(())
+    }
+
+    /// [`Plan::launch`] with arguments from elsewhere.
+    fn launch_bound(
+        &mut self,
+        kernel: &Kernel,
+        grid: [usize; 3],
+        bound: Vec<(&'static str, Bound)>,
+    ) -> Result<()> {
+        self.launch(kernel, grid)?;
+        self.launches.iter_mut().last().into_iter().for_each(|l| l.bound = bound.clone());
         Ok(())
     }
 }

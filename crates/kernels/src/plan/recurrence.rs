@@ -4,7 +4,7 @@
 //! (block of V, head, sequence). Where heads are few, that leaves SMs idle: `decay` then saves the states in the serial pass and computes the outputs of all chunks at once, which needs memory for
 //! the states.
 
-use super::{Array, CHUNK, Machine, Plan, Sequences};
+use super::{Array, CHUNK, Machine, Plan, Sequences, segments};
 use crate::{Error, Kernel, Result};
 
 /// Sequences x heads, as a share of the SMs, below which outputs get a launch of their own. On an H200 the serial pass takes 1.45 us a chunk with outputs and 0.87 without;
@@ -70,7 +70,7 @@ impl RecurrentShape {
     }
 
     /// C, K, V, VL: the generics that chunked kernels of this shape have, as far as they have them.
-    fn dims(&self) -> [(&'static str, i64); 4] {
+    pub(super) fn dims(&self) -> [(&'static str, i64); 4] {
         [
             ("C", CHUNK as i64),
             ("K", self.key_dim as i64),
@@ -86,7 +86,7 @@ impl RecurrentShape {
     }
 
     /// Blocks of V.
-    fn value_blocks(&self, kernel: &Kernel) -> Result<usize> {
+    pub(super) fn value_blocks(&self, kernel: &Kernel) -> Result<usize> {
         Ok(self.value_dim.div_ceil(kernel.need_generic("BV")?.max(1) as usize))
     }
 
@@ -101,22 +101,23 @@ impl RecurrentShape {
 }
 
 /// A plan in the making.
-struct Maker<'m> {
-    machine: &'m Machine<'m>,
-    shape: &'m RecurrentShape,
-    dtype: &'m str,
+#[derive(Clone)]
+pub(super) struct Maker<'m> {
+    pub machine: &'m Machine<'m>,
+    pub shape: &'m RecurrentShape,
+    pub dtype: &'m str,
     /// An initial or final state, or a gradient of one, takes part.
-    state: bool,
-    plan: Plan,
+    pub state: bool,
+    pub plan: Plan,
 }
 
 impl<'m> Maker<'m> {
-    fn choose(&self, kernel: &str, generics: &[(&str, i64)]) -> Result<&'m Kernel> {
+    pub fn choose(&self, kernel: &str, generics: &[(&str, i64)]) -> Result<&'m Kernel> {
         self.machine.choose(kernel, self.dtype, generics, self.shape.fill(self.machine))
     }
 
     /// What does not depend on the state, and the arrays that it leaves.
-    fn prepare(&mut self, recurrence: Recurrence) -> Result<()> {
+    pub fn prepare(&mut self, recurrence: Recurrence) -> Result<()> {
         let (shape, dtype) = (self.shape, self.dtype);
         let [c, k, _, vl] = shape.dims();
         match recurrence {
@@ -185,6 +186,9 @@ pub fn forward(
         return Ok(make.plan);
     }
     make.prepare(recurrence)?;
+    if let Some(plan) = segments::forward(&make, recurrence) {
+        return Ok(plan);
+    }
     if recurrence != Recurrence::Delta && shape.fill(machine) < FEW {
         let mut divided = Maker { plan: make.plan.clone(), ..make };
         // Not enough memory for the states, or no such kernel: the serial pass does it alone.
@@ -221,8 +225,13 @@ pub fn backward(
         Recurrence::Decay(_) => ["decay_fwd", "decay_dstate", "decay_bwd"],
         Recurrence::Delta => ["delta_fwd", "delta_dstate", "delta_bwd"],
     };
-    make.serial(again, &[("OUT", 0), ("SAVE", 1)])?;
-    make.serial(states, &[])?;
+    match segments::states(&make, recurrence) {
+        Some(plan) => make.plan = plan,
+        None => {
+            make.serial(again, &[("OUT", 0), ("SAVE", 1)])?;
+            make.serial(states, &[])?;
+        }
+    }
     let last = make.choose(gradients, &shape.dims())?;
     let mut plan = make.plan;
     plan.launch(last, shape.chunk_grid())?;

@@ -48,6 +48,14 @@ impl Sequences {
         self.bounds.as_ref().map_or(self.batch, |b| b.len() - 1)
     }
 
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        match &self.bounds {
+            None => self.tokens,
+            Some(b) => b.windows(2).map(|p| p[1] - p[0]).max().unwrap_or(0),
+        }
+    }
+
     /// NC: chunks of all sequences.
     pub fn chunks(&self) -> usize {
         match &self.bounds {

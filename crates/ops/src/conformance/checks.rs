@@ -56,7 +56,7 @@ impl<'a> Walk<'a> {
 
     /// Compares a run with what is expected, at the tolerance of the case's dtype.
     fn compare(&mut self, case: &Case, got: Result<Outcome>, want: &Outcome) {
-        self.compare_within(case, got, want, tolerance(case.dtype), "");
+        self.compare_within(case, got, want, within(case), "");
     }
 
     fn compare_within(&mut self, case: &Case, got: Result<Outcome>, want: &Outcome, limit: f64, note: &str) {
@@ -96,6 +96,12 @@ impl<'a> Walk<'a> {
             self.compare(&case, got, &want);
         }
     }
+}
+
+/// The tolerance of a case's dtype. Kernels of a GPU round what they multiply to f16 more than once, where the CPU computes in f32.
+fn within(case: &Case) -> f64 {
+    let on_gpu = case.device != Device::Cpu && case.dtype == DType::F16;
+    tolerance(case.dtype) * if on_gpu { 3.0 } else { 1.0 }
 }
 
 /// A dense case of one variant.
@@ -476,7 +482,11 @@ pub fn low_precision(op: &dyn SequenceOp, device: &Device) -> Report {
                 let shape = shapes[(turn + j) % shapes.len()];
                 let case = Case { layout, dtype, ..base(op, variant, shape, device) };
                 walk.modes(&Case { b: 2, t: 150, initial: true, ..case.clone() });
-                walk.modes(&packed_case(&Case { chunk_size: 64, initial: j == 0, ..case }));
+                walk.modes(&packed_case(&Case { chunk_size: 64, initial: j == 0, ..case.clone() }));
+                // Long enough for a GPU to cut it into segments.
+                if case.shape.hv <= 2 && j == i {
+                    walk.modes(&Case { t: 4100, initial: i == 0, ..case });
+                }
             }
         }
     }

@@ -12,7 +12,8 @@ use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput};
 
 /// A checked call.
 pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqOutput> {
-    let channels = by_channel(a);
+    // The kernels' gradient of a gate comes token by token; summed over all tokens of a head, its rounding would be most of what is left.
+    let channels = by_channel(a) || (recorded(a.g_gamma) && a.g_gamma.is_some_and(Var::is_tracked));
     let gate = match (a.g, a.g_gamma) {
         (None, None) => Gate::None,
         (None, Some(_)) => Gate::Head,

@@ -3,7 +3,7 @@
 use flashlin_cuda::{Arg, Gpu};
 use flashlin_kernels::{
     Kernel, Library, Tuning,
-    plan::{Machine, Plan},
+    plan::{Bound, Machine, Plan},
 };
 
 use super::{buffer, kept, too_long};
@@ -225,6 +225,12 @@ impl Operands {
         for launch in &plan.launches {
             let kernel = self.on.library.bundle().get(&launch.kernel).map_err(Error::Kernel)?;
             let value = |name: &str| {
+                let bound = launch.bound.iter().find(|(n, _)| *n == name).map(|(_, to)| *to);
+                let name = match bound {
+                    Some(Bound::Int(n)) => return self.on.int(n),
+                    Some(Bound::To(other)) => other,
+                    None => name,
+                };
                 let given = self.args.iter().rev().find(|(n, _)| *n == name).map(|(_, arg)| *arg);
                 given.ok_or_else(|| {
                     Error::invalid(self.on.op, "launch", format!("of {} lacks {name}", kernel.name))

@@ -152,7 +152,7 @@ impl GpuBench {
     /// Seconds between events around one call, the median; kernels and memory are there before.
     fn median(&self, gpu: Gpu, mut call: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
         (0..3).try_for_each(|_| call())?;
-        let (begin, end) = (gpu.event()?, gpu.event()?);
+        let (begin, end) = (gpu.timed_event()?, gpu.timed_event()?);
         let mut all = Vec::with_capacity(self.runs);
         for _ in 0..self.runs {
             begin.record(gpu.compute())?;
