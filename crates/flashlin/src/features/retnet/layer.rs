@@ -1,7 +1,7 @@
 //! The mixer of RetNet.
 
 use flashlin_ops::decay::{DecayArgs, retention_gamma};
-use flashlin_tensor::{Tensor, Var};
+use flashlin_tensor::{Tensor, Var, cuda};
 
 use super::{RetNetKeys, feature_map};
 use crate::{
@@ -68,7 +68,8 @@ impl Layer for MultiScaleRetention {
         let (q, k) = self.rotary.forward(&q, &k, ctx)?;
         let k = k.repeat_heads(groups)?;
         let gamma = Tensor::from_vec(retention_gamma(self.heads), &[self.heads])?;
-        let decay = Var::constant(gamma.to_dtype(x.dtype().accumulator())?);
+        let gamma = gamma.to_dtype(x.dtype().accumulator())?;
+        let decay = Var::constant(cuda::kept(&gamma, &x.device())?);
         let mut args = DecayArgs::new(&q, &k, &v);
         args.g_gamma = Some(&decay);
         let o = recur(args, ctx)?;
