@@ -20,6 +20,8 @@ pub struct RecordedStep {
     ids: Place,
     /// `[rows, 1, V]` on the device, written by every replay.
     logits: Tensor,
+    /// The largest of each row and its token, `[rows, 1]`.
+    best: (Tensor, Tensor),
     /// Where the state lay: replays go on there.
     addresses: Vec<u64>,
     /// What the step reads besides must not move: later changes of the model's weights are not seen.
@@ -56,15 +58,16 @@ impl RecordedStep {
             .zip(&replaced)
             .map(|(t, replaced)| replaced.then(|| Place::of(t.tensor().clone())).transpose())
             .collect::<flashlin_tensor::Result<_>>()?;
-        let (recording, logits) = record(&model.device(), || {
+        let (recording, (logits, best)) = record(&model.device(), || {
             let logits = step(model, &ids, &mut own)?;
+            let best = logits.max_last()?;
             for (t, kept) in tensors_mut(&mut own).zip(&kept) {
                 if let Some(place) = kept {
                     place.take_over(t.tensor())?;
                     *t = Var::constant(place.tensor().clone());
                 }
             }
-            Ok::<_, Error>(logits)
+            Ok::<_, Error>((logits, best))
         })?;
         drop(kept);
         own.seen.copy_from_slice(state.seen());
@@ -72,7 +75,7 @@ impl RecordedStep {
             return Err(Error::state("moved while a step was recorded"));
         }
         let weights = model.params().iter().map(|p| p.tensor()).collect();
-        Ok((RecordedStep { recording, ids, logits, addresses, _weights: weights }, own))
+        Ok((RecordedStep { recording, ids, logits, best, addresses, _weights: weights }, own))
     }
 
     /// Queues a step: one token a row, from the state that belongs to this recording. The logits `[rows, 1, V]` are on the device, valid until the next
@@ -96,6 +99,19 @@ impl RecordedStep {
         Ok(&self.logits)
     }
 
+    /// The most likely token of every row after the last step: two numbers a row leave the device, not its logits. Waits for the step.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] where the largest logit is NaN or infinite; a failure of the step.
+    pub fn greedy(&self) -> Result<Vec<u32>> {
+        let (largest, ids) = (self.best.0.to_f64_vec()?, self.best.1.to_vec::<i64>()?);
+        if let Some(row) = largest.iter().position(|x| !x.is_finite()) {
+            let problem = format!("the largest is {}; the weights or the state are damaged", largest[row]);
+            return Err(Error::NotFinite { what: format!("a logit of row {row}"), problem });
+        }
+        Ok(ids.into_iter().map(|id| id as u32).collect())
+    }
+
     /// Launches, copies and fills of one step.
     pub fn nodes(&self) -> usize {
         self.recording.nodes()
@@ -112,7 +128,7 @@ fn step(model: &Model, ids: &Place, state: &mut ModelState) -> Result<Tensor> {
 /// Which tensors of the state a step replaces instead of writing where they lie.
 fn replaced(model: &Model, ids: &Place, mut state: ModelState) -> Result<Vec<bool>> {
     let before = addresses(&state)?;
-    step(model, ids, &mut state)?;
+    step(model, ids, &mut state)?.max_last()?;
     Ok(before.iter().zip(addresses(&state)?).map(|(a, b)| *a != b).collect())
 }
 

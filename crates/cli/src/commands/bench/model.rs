@@ -1,7 +1,7 @@
 //! `flashlin bench model`: a whole model on one device: training with its optimizer, prefill, decoding, the first logits.
 //!
-//! Policy: every time ends when its result is there (a loss that was read, logits on the host); a decoding step includes choosing the token and
-//! sending it. The shares are of a large product in the weights' type and of a large copy (on the CPU: of a read loop), measured in the same run.
+//! Policy: every time ends when its result is there (a loss that was read, logits on the host); a decoding step includes choosing the most likely token
+//! and sending it. The shares are of a large product in the weights' type and of a large copy (on the CPU: of a read loop), measured in the same run.
 
 use std::time::Instant;
 
@@ -158,13 +158,14 @@ impl ModelBench {
         let mut greedy = Sampler::new(Default::default(), 0)?;
         let seconds = super::best(self.runs, || {
             for _ in 0..self.steps {
-                let logits = match &recorded {
-                    Some(step) => on_host(step.run(model, &mut state, &ids)?)?,
-                    None => {
-                        let column: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-                        host_logits(model, &Input::ids(Tensor::from_vec(column, &[n, 1])?), &mut state)?
-                    }
-                };
+                if let Some(step) = &recorded {
+                    step.run(model, &mut state, &ids)?;
+                    ids = step.greedy()?;
+                    continue;
+                }
+                let column: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+                let input = Input::ids(Tensor::from_vec(column, &[n, 1])?);
+                let logits = host_logits(model, &input, &mut state)?;
                 let vocab = logits.len() / n;
                 ids = logits.chunks_exact(vocab).map(|row| greedy.sample(row)).collect::<Result<_, _>>()?;
             }
