@@ -31,6 +31,36 @@ pub struct Block {
     pub residual_f32: bool,
 }
 
+/// The residual stream on its way through the blocks: what it holds, and the output of the last branch, which the next norm adds as it reads both.
+#[derive(Clone)]
+pub(crate) struct Stream {
+    x: Var,
+    branch: Option<Var>,
+}
+
+impl Stream {
+    /// A stream that begins with `x`.
+    pub fn new(x: Var) -> Self {
+        Stream { x, branch: None }
+    }
+
+    /// All of it as one variable.
+    pub fn sum(&self) -> Result<Var> {
+        match &self.branch {
+            Some(branch) => Ok(self.x.add(&branch.to_dtype(self.x.dtype())?)?),
+            None => Ok(self.x.clone()),
+        }
+    }
+
+    /// norm(x + branch); the stream holds the sum from here on.
+    pub fn normed(&mut self, norm: &RmsNorm) -> Result<Var> {
+        let Some(branch) = self.branch.take() else { return norm.forward(&self.x) };
+        let (normed, sum) = norm.forward_sum(&branch, &self.x)?;
+        self.x = sum;
+        Ok(normed)
+    }
+}
+
 /// What all blocks of one forward pass share.
 pub(crate) struct PassCtx<'a> {
     pub seqs: Option<&'a PackedSeqs>,
@@ -45,14 +75,15 @@ impl Block {
         self.parts.iter().flat_map(|p| p.layer.state_spec()).collect()
     }
 
-    fn forward(&self, x: &Var, pass: &PassCtx<'_>, mut state: Option<&mut LayerState>) -> Result<Var> {
-        let mut x = if self.residual_f32 { x.to_dtype(x.dtype().accumulator())? } else { x.clone() };
+    fn forward(&self, mut x: Stream, pass: &PassCtx<'_>, mut state: Option<&mut LayerState>) -> Result<Stream> {
+        if self.residual_f32 {
+            x.x = x.x.to_dtype(x.x.dtype().accumulator())?;
+        }
         for part in &self.parts {
-            let h = part.norm.forward(&x)?.to_dtype(pass.dtype)?;
+            let h = x.normed(&part.norm)?.to_dtype(pass.dtype)?;
             let mut ctx =
                 LayerCtx { seqs: pass.seqs, mode: pass.mode, seen: pass.seen, state: state.as_deref_mut() };
-            let y = part.layer.forward(&h, &mut ctx)?;
-            x = x.add(&y.to_dtype(x.dtype())?)?;
+            x.branch = Some(part.layer.forward(&h, &mut ctx)?);
         }
         Ok(x)
     }
@@ -61,18 +92,19 @@ impl Block {
 /// Runs one block; under `recompute` only its inputs are kept for the backward pass.
 pub(crate) fn run_block(
     block: &Arc<Block>,
-    x: &Var,
+    x: Stream,
     pass: &PassCtx<'_>,
     state: Option<&mut LayerState>,
     recompute: bool,
-) -> Result<Var> {
+) -> Result<Stream> {
     if !recompute {
         return block.forward(x, pass, state);
     }
     let block = block.clone();
     let (seqs, mode, seen, dtype) = (pass.seqs.cloned(), pass.mode, pass.seen.to_vec(), pass.dtype);
     let template = state.as_deref().cloned();
-    let inputs: Vec<Var> = std::iter::once(x.clone())
+    // One variable is kept, not the two of an open sum.
+    let inputs: Vec<Var> = std::iter::once(x.sum()?)
         .chain(template.iter().flat_map(|s| s.tensors().iter().map(|t| t.value.clone())))
         .collect();
     let body = move |vars: &[Var]| {
@@ -81,7 +113,8 @@ pub(crate) fn run_block(
             s.tensors_mut().iter_mut().zip(&vars[1..]).for_each(|(t, v)| t.value = v.clone());
         }
         let pass = PassCtx { seqs: seqs.as_ref(), mode, seen: &seen, dtype };
-        let y = block.forward(&vars[0], &pass, state.as_mut()).map_err(crate::Error::into_tensor)?;
+        let y = block.forward(Stream::new(vars[0].clone()), &pass, state.as_mut());
+        let y = y.and_then(|y| y.sum()).map_err(crate::Error::into_tensor)?;
         let after = state.iter().flat_map(|s| s.tensors().iter().map(|t| t.value.clone()));
         Ok(std::iter::once(y).chain(after).collect())
     };
@@ -90,5 +123,5 @@ pub(crate) fn run_block(
     if let Some(s) = state {
         s.tensors_mut().iter_mut().zip(outputs).for_each(|(t, v)| t.value = v);
     }
-    Ok(y)
+    Ok(Stream::new(y))
 }

@@ -7,7 +7,7 @@ use flashlin_tensor::{BackwardCtx, DType, Device, Parameter, Tensor, Var, in_poo
 
 use crate::{
     Error, Result,
-    backbone::{Block, PassCtx, run_block},
+    backbone::{Block, PassCtx, Stream, run_block},
     config::{Config, Map},
     head::{self, HeadInput},
     init::{Dist, Init, ParamList, Role},
@@ -302,14 +302,15 @@ impl Model {
         }
         let pass = PassCtx { seqs: packed, mode: options.mode, seen: &seen, dtype: self.dtype };
         let mut hidden_states = Vec::new();
+        let mut stream = Stream::new(x);
         for (i, block) in self.blocks.iter().enumerate() {
             if options.hidden_states {
-                hidden_states.push(x.clone());
+                hidden_states.push(stream.sum()?);
             }
             let layer_state = state.as_deref_mut().map(|s| &mut s.layers[i]);
-            x = run_block(block, &x, &pass, layer_state, options.checkpoint_layers)?;
+            stream = run_block(block, stream, &pass, layer_state, options.checkpoint_layers)?;
         }
-        let x = self.final_norm.forward(&x)?.to_dtype(self.dtype)?;
+        let x = stream.normed(&self.final_norm)?.to_dtype(self.dtype)?;
         if options.hidden_states {
             hidden_states.push(x.clone());
         }
@@ -415,6 +416,8 @@ fn without_gradient_at(x: Var, ids: &Tensor, id: i64) -> Result<Var> {
         return Ok(x);
     }
     let column: Vec<usize> = ids.dims().iter().copied().chain([1]).collect();
+    // Ids come from the host; where they do not, they are read once here.
+    let ids = ids.to_device(&Device::Cpu)?;
     let from_on = |id: i64| ids.ge(id as f64)?.reshape(&column)?.to_device(&x.device());
     let (from, after) = (from_on(id)?, from_on(id + 1)?);
     let backward = move |_: &mut BackwardCtx<'_>, grads: Vec<Option<Tensor>>| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flashlin_ops::{
     activation::Activation,
-    norm::{rms_norm, rms_norm_gated, rms_norm_gated_grouped},
+    norm::{NormArgs, norm, rms_norm, rms_norm_gated, rms_norm_gated_grouped},
 };
 use flashlin_tensor::{Parameter, Var};
 
@@ -39,6 +39,24 @@ impl RmsNorm {
     pub fn forward(&self, x: &Var) -> Result<Var> {
         let weight = self.weight.as_ref().map(|w| w.var());
         Ok(rms_norm(x, weight.as_ref(), self.eps)?)
+    }
+
+    /// norm(x + residual) in the dtype of `x`, and the sum in that of `residual`.
+    ///
+    /// # Errors
+    /// When shapes differ or the last dimension is not `size`.
+    pub fn forward_sum(&self, x: &Var, residual: &Var) -> Result<(Var, Var)> {
+        let weight = self.weight.as_ref().map(|w| w.var());
+        let args = NormArgs {
+            weight: weight.as_ref(),
+            residual: Some(residual),
+            eps: self.eps,
+            prenorm: true,
+            ..NormArgs::new(x)
+        };
+        let out = norm(&args)?;
+        let sum = out.residual.ok_or_else(|| Error::state("a norm did not return its sum"))?;
+        Ok((out.y, sum))
     }
 
     fn gated(&self, x: &Var, gate: &Var, activation: Activation) -> Result<Var> {
