@@ -10,3 +10,6 @@ pub mod array_gather;
 pub mod array_scatter_add;
 pub mod array_row_max;
 pub mod array_compare;
+pub mod array_segment_add;
+pub mod flat_copy;
+pub mod flat_zip;

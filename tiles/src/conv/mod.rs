@@ -8,5 +8,7 @@ pub mod conv_dw;
 pub mod conv_dx;
 pub mod conv_dz;
 pub mod conv_fwd;
+pub mod conv_rows_bwd;
+pub mod conv_rows_fwd;
 pub mod conv_state;
 pub mod conv_step;

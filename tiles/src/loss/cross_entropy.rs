@@ -11,6 +11,7 @@
 #[cutile::module]
 pub mod cross_entropy {
     use crate::tile::cap::cap::*;
+    use crate::tile::functions::functions::*;
     use crate::tile::lane::lane::*;
     use cutile::core::*;
 
@@ -65,8 +66,9 @@ pub mod cross_entropy {
                 let inside: Tile<bool, { [N] }> = lt_tile(c, ends);
                 let a: Tile<f32, { [N] }> = select(inside, t, low);
                 let n: Tile<f32, { [N] }> = max_tile(m, a);
-                let e: Tile<f32, { [N] }> = select(inside, exp(a - n), none);
-                s = s * exp(m - n) + e;
+                let e: Tile<f32, { [N] }> = exp_fast::<N>(a - n).reshape(const_shape![N]);
+                let k: Tile<f32, { [N] }> = exp_fast::<N>(m - n).reshape(const_shape![N]);
+                s = s * k + select(inside, e, none);
                 m = n;
                 all = all + select(inside, t, none);
                 own = own + select(eq_tile(c, want), t, none);
@@ -147,7 +149,8 @@ pub mod cross_entropy {
                     let is: Tile<f32, { [N] }> = select(eq_tile(c, want), one, none);
                     let u: Tile<f32, { [N] }> = capped::<N>(t * factor, cap).reshape(const_shape![N]);
                     let f: Tile<f32, { [N] }> = cap_slope::<N>(u, cap).reshape(const_shape![N]);
-                    g = (exp(u - ln) * pn - is * hn - en) * f;
+                    let e: Tile<f32, { [N] }> = exp_fast::<N>(u - ln).reshape(const_shape![N]);
+                    g = (e * pn - is * hn - en) * f;
                 }
                 if warped == 1i32 {
                     g = g + select(eq_tile(c, spot), push * peak, none);

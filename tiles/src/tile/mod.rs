@@ -7,6 +7,7 @@ pub mod ints;
 pub mod lane;
 pub mod math;
 pub mod rows;
+pub mod slide;
 pub mod solve;
 pub mod strided;
 pub mod view;

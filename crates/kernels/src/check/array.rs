@@ -14,6 +14,9 @@ pub(super) struct ColumnSum;
 pub(super) struct Gather;
 pub(super) struct ScatterAdd;
 pub(super) struct RowMax;
+pub(super) struct SegmentAdd;
+pub(super) struct FlatCopy;
+pub(super) struct FlatZip;
 pub(super) struct Compare;
 
 /// A kernel's types: `f32-bf16` reads f32 and writes bf16, `f32` does both.
@@ -353,6 +356,94 @@ impl KernelCheck for ScatterAdd {
                 Ok(Case { label: format!("{count} to {rows} x {w}"), args, grid })
             })
             .collect()
+    }
+}
+
+impl KernelCheck for SegmentAdd {
+    fn kernel(&self) -> &'static str {
+        "array_segment_add"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let [dtype, _] = types(kernel)?;
+        [(9, 7, 3), (300, 20, 40), (5, 6, 1100)]
+            .into_iter()
+            .map(|(count, rows, w)| {
+                let (data, x) = numbers(dtype, w as u64, count * w, -1.0, 1.0)?;
+                let old = Data::round("f32", &INPUTS.uniform(9, rows * w, -1.0, 1.0))?;
+                let mut want = old.to_f64();
+                let index = indices(count, rows);
+                let (mut order, mut segments) = (Vec::new(), Vec::new());
+                for r in 0..rows {
+                    let here: Vec<i32> =
+                        (0..count).filter(|&c| index[c] == r as i64).map(|c| c as i32).collect();
+                    if here.is_empty() {
+                        continue;
+                    }
+                    segments.extend([r, order.len(), here.len()].map(|v| v as i32));
+                    let row = &mut want[r * w..][..w];
+                    row.fill(0.0);
+                    here.iter()
+                        .for_each(|&c| row.iter_mut().zip(&x[c as usize * w..]).for_each(|(o, x)| *o += x));
+                    order.extend(here);
+                }
+                let u = segments.len() / 3;
+                let args = vec![
+                    ("x", Value::In(data)),
+                    ("order", Value::In(Data::I32(order))),
+                    ("segments", Value::In(Data::I32(segments))),
+                    ("y", Value::InOut { data: old, expected: Expected::of("f32", want) }),
+                    ("count", Value::size(count)),
+                    ("u", Value::size(u)),
+                    ("w", Value::size(w)),
+                ];
+                let grid = [u as u32, blocks(kernel, w)?, 1];
+                Ok(Case { label: format!("{count} to {rows} x {w}"), args, grid })
+            })
+            .collect()
+    }
+}
+
+/// Elements of the dense cases: more than a block with a ragged end, and fewer than one.
+const DENSE: [usize; 2] = [5003, 7];
+
+impl KernelCheck for FlatCopy {
+    fn kernel(&self) -> &'static str {
+        "flat_copy"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let [from, to] = types(kernel)?;
+        let case = |n: usize| {
+            let (data, x) = numbers(from, 1, n, -1.5, 1.5)?;
+            let args = vec![("x", Value::In(data)), ("y", Value::out(to, x)), ("n", Value::size(n))];
+            Ok(Case { label: format!("{n} elements"), args, grid: [blocks(kernel, n)?, 1, 1] })
+        };
+        DENSE.into_iter().map(case).collect()
+    }
+}
+
+impl KernelCheck for FlatZip {
+    fn kernel(&self) -> &'static str {
+        "flat_zip"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let [dtype, _] = types(kernel)?;
+        let case = |(code, n): (usize, usize)| {
+            let (a, x) = numbers(dtype, 1, n, -3.0, 3.0)?;
+            let (b, y) = numbers(dtype, 2, n, 0.5, 2.0)?;
+            let of = |(x, y): (&f64, &f64)| [x + y, x - y, x * y, x / y][code];
+            let args = vec![
+                ("a", Value::In(a)),
+                ("b", Value::In(b)),
+                ("y", Value::out(dtype, x.iter().zip(&y).map(of).collect())),
+                ("n", Value::size(n)),
+                ("code", Value::size(code)),
+            ];
+            Ok(Case { label: format!("code {code}, {n} elements"), args, grid: [blocks(kernel, n)?, 1, 1] })
+        };
+        (0..4).flat_map(|code| DENSE.map(|n| (code, n))).map(case).collect()
     }
 }
 

@@ -10,6 +10,8 @@ pub(super) struct WeightParts;
 pub(super) struct InputGradient;
 pub(super) struct StateGradient;
 pub(super) struct Step;
+pub(super) struct RowsForward;
+pub(super) struct RowsBackward;
 
 const INPUTS: Inputs = Inputs { seed: 43 };
 
@@ -38,12 +40,17 @@ fn rounded(dtype: &str, stream: u64, len: usize) -> Result<Vec<f64>> {
 
 /// A short sequence, an empty one, one over several chunks; with and without the optional parts.
 fn problems(kernel: &Kernel) -> Result<Vec<Problem>> {
+    problems_of(kernel, [(true, 4, 130), (false, 3, 7)])
+}
+
+/// The same with these options (all parts, taps, channels).
+fn problems_of(kernel: &Kernel, forms: [(bool, usize, usize); 2]) -> Result<Vec<Problem>> {
     let dtype = match kernel.dtype.as_str() {
         "bf16" => "bf16",
         "f16" => "f16",
         _ => "f32",
     };
-    [(true, 4, 130), (false, 3, 7)]
+    forms
         .into_iter()
         .map(|(full, w, d)| {
             let lens = if full { vec![2, 0, 77, 1] } else { vec![70] };
@@ -224,6 +231,75 @@ impl KernelCheck for Forward {
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
         let block = block(kernel)?;
         cases(kernel, |p| p.convolving(block, vec![("y", p.out(p.y()))]))
+    }
+}
+
+/// Cases of the kernels that slide: channels in multiples of 8, more than one block of them.
+fn sliding(kernel: &Kernel, own: impl Fn(&Problem, usize) -> Args) -> Result<Vec<Case>> {
+    let [bd, bt] = [kernel.need_generic("BD")? as usize, kernel.need_generic("BT")? as usize];
+    let one = |p: &mut Problem| -> Result<Case> {
+        p.dlast = None;
+        let mut own = own(p, bt);
+        own.push(("tokens", Value::size(p.lens.iter().sum())));
+        let (args, grid) = p.convolving([bd, bt], own)?;
+        Ok(Case { label: p.label(), args, grid: grid.map(|n| n as u32) })
+    };
+    problems_of(kernel, [(true, 4, bd + 8), (false, 3, 24)])?.iter_mut().map(one).collect()
+}
+
+impl KernelCheck for RowsForward {
+    fn kernel(&self) -> &'static str {
+        "conv_rows_fwd"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        sliding(kernel, |p, _| vec![("y", p.out(p.y()))])
+    }
+}
+
+impl Problem {
+    /// Each chunk's part of the gradients: four taps, those before the first of W zero, then the bias.
+    fn parts(&self, dz: &[f64], bt: usize) -> Vec<f64> {
+        let table = self.table(Some(bt));
+        let chunk = |n: usize, t: usize| {
+            table.chunks(4).position(|e| e[3] as usize == n && e[2] as usize == t / bt * bt).unwrap_or(0)
+        };
+        let mut parts = vec![0.0; table.len() / 4 * 5 * self.d];
+        for ((n, t, c), dz) in self.places().zip(dz) {
+            let row = &mut parts[chunk(n, t) * 5 * self.d..][..5 * self.d];
+            for j in 0..self.w {
+                let r = t as isize + j as isize + 1 - self.w as isize;
+                row[(j + 4 - self.w) * self.d + c] += dz * self.input(n, r, c);
+            }
+            if self.w < 4 {
+                // The kernel slides over four rows and multiplies them all.
+                for j in 0..4 - self.w {
+                    let r = t as isize + j as isize - 3;
+                    let x = if r >= 0 { self.input(n, r, c) } else { 0.0 };
+                    row[j * self.d + c] += dz * x;
+                }
+            }
+            row[4 * self.d + c] += dz;
+        }
+        parts
+    }
+}
+
+impl KernelCheck for RowsBackward {
+    fn kernel(&self) -> &'static str {
+        "conv_rows_bwd"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let dy = |p: &Problem| Data::round(p.dtype, &p.dy).map(Value::In);
+        // Made first: whether they can be is told before.
+        let made = problems_of(kernel, [(true, 4, kernel.need_generic("BD")? as usize + 8), (false, 3, 24)])?;
+        let dys = made.iter().map(dy).collect::<Result<Vec<_>>>()?;
+        sliding(kernel, |p, bt| {
+            let dz = p.dz();
+            let parts = Value::out("f32", p.parts(&dz, bt));
+            vec![("dy", dys[usize::from(!p.bias)].clone()), ("dx", p.out(p.reverse(&dz).0)), ("parts", parts)]
+        })
     }
 }
 

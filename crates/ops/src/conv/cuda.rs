@@ -1,4 +1,7 @@
 //! The convolution on a GPU: chunks of tokens by blocks of channels, all sequences in one launch (kernels in `tiles/src/conv`).
+//!
+//! At most four taps on channels in multiples of 8, which is what models have, slide down the tokens and read every input once (`sliding`); other
+//! sizes, and gradients through states, take the kernels of one element a lane.
 
 use flashlin_tensor::{
     DType, Error, Result, Tensor,
@@ -28,7 +31,7 @@ impl Operands {
         Ok(Operands {
             on,
             kind,
-            x: call.x.contiguous()?,
+            x: on.dense(&call.x, call.x.dtype())?,
             weight: like(&call.weight)?,
             bias: call.bias.as_ref().map(like).transpose()?,
             state: call.state.as_ref().map(like).transpose()?,
@@ -72,31 +75,90 @@ fn lanes(kernel: &flashlin_tensor::cuda::Kernel) -> Result<usize> {
     Ok(kernel.need_generic("N").map_err(Error::Kernel)?.max(1) as usize)
 }
 
+/// Whether the kernels that slide serve the call.
+fn slides(call: &Call) -> bool {
+    call.taps <= 4 && call.channels.is_multiple_of(8)
+}
+
+/// Channels and tokens of a block that slides.
+fn strip(kernel: &flashlin_tensor::cuda::Kernel) -> Result<[usize; 2]> {
+    let n = |name| kernel.need_generic(name).map(|v| v.max(1) as usize).map_err(Error::Kernel);
+    Ok([n("BD")?, n("BT")?])
+}
+
+/// Queues a kernel that slides: the operands, then `own`, then sizes and options.
+///
+/// # Safety
+/// `own` is what the kernel expects between the two.
+unsafe fn slide(call: &Call, o: &Operands, name: &str, own: &[Arg]) -> Result<()> {
+    let on = &o.on;
+    let kernel = on.find(name, o.kind, &[])?;
+    let [bd, bt] = strip(kernel)?;
+    let (chunks, count) = table(call, Some(bt), on)?;
+    let tokens = call.seqs.total();
+    on.int(o.x.numel())?;
+    let mut args = vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?];
+    args.extend([on.maybe(o.state.as_ref())?, on.at(&chunks)?]);
+    args.extend(own);
+    args.extend([on.int(tokens)?, on.int(count)?, on.int(call.channels)?, on.int(call.taps)?]);
+    args.extend([Operands::flag(o.bias.as_ref()), Operands::flag(o.state.as_ref())]);
+    args.push(Arg::I32(call.silu as i32));
+    // SAFETY: x is dense, tokens rows of D; the table stays inside the packed tokens; the caller's promise for the rest.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }
+}
+
+/// Gradients of x, weight and bias in one pass, where nothing flows through a state.
+fn backward_sliding(call: &Call, o: &Operands, dy: &Tensor) -> Result<[Tensor; 3]> {
+    let (on, device, (d, w)) = (&o.on, call.x.device(), (call.channels, call.taps));
+    let dy = on.dense(dy, call.x.dtype())?;
+    let dx = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
+    let [_, bt] = strip(on.find("conv_rows_bwd", o.kind, &[])?)?;
+    let count = call.seqs.ranges().map(|r| r.len().div_ceil(bt)).sum();
+    let parts = Tensor::empty(&[count, 5, d], DType::F32, &device)?;
+    let own = [on.at(&dy)?, on.at(&dx)?, on.at(&parts)?];
+    // SAFETY: dy and dx are like x, parts has five rows for each chunk.
+    unsafe { slide(call, o, "conv_rows_bwd", &own) }?;
+    let sums = parts.sum(&[0], false)?;
+    let dw = sums.narrow(0, 4 - w, w)?.transpose(0, 1)?.contiguous()?.reshape(call.weight.dims())?;
+    Ok([dx, dw, sums.select(0, 4)?.contiguous()?])
+}
+
 /// y, and the state after the last tokens where wanted.
 pub(super) fn forward(call: &Call, want_state: bool) -> Result<(Tensor, Option<Tensor>)> {
     let o = Operands::of(call)?;
     let (on, device) = (&o.on, call.x.device());
-    let kernel = on.find("conv_fwd", o.kind, &[])?;
-    let [bd, bt] = block(kernel)?;
-    let (chunks, count) = table(call, Some(bt), on)?;
     let y = Tensor::empty(call.x.dims(), call.x.dtype(), &device)?;
-    on.int(y.numel())?;
-    let mut args =
-        vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?, on.maybe(o.state.as_ref())?];
-    args.extend([on.at(&chunks)?, on.at(&y)?, on.int(count)?, on.int(call.channels)?, on.int(call.taps)?]);
-    args.extend([
-        Operands::flag(o.bias.as_ref()),
-        Operands::flag(o.state.as_ref()),
-        Arg::I32(call.silu as i32),
-    ]);
-    // SAFETY: the table stays inside the packed tokens; all arrays have the sizes that D, W and the table state.
-    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }?;
+    // Of the forward kernel only the one for bf16 passed its check.
+    if slides(call) && on.find("conv_rows_fwd", o.kind, &[]).is_ok() {
+        // SAFETY: y is like x.
+        unsafe { slide(call, &o, "conv_rows_fwd", &[on.at(&y)?]) }?;
+    } else {
+        forward_lanes(call, &o, &y)?;
+    }
     let y = match &call.residual {
         Some(r) => y.add(&r.to_dtype(y.dtype())?)?,
         None => y,
     };
     let last = want_state.then(|| last_state(call, &o)).transpose()?;
     Ok((y, last))
+}
+
+fn forward_lanes(call: &Call, o: &Operands, y: &Tensor) -> Result<()> {
+    let on = &o.on;
+    let kernel = on.find("conv_fwd", o.kind, &[])?;
+    let [bd, bt] = block(kernel)?;
+    let (chunks, count) = table(call, Some(bt), on)?;
+    on.int(y.numel())?;
+    let mut args =
+        vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?, on.maybe(o.state.as_ref())?];
+    args.extend([on.at(&chunks)?, on.at(y)?, on.int(count)?, on.int(call.channels)?, on.int(call.taps)?]);
+    args.extend([
+        Operands::flag(o.bias.as_ref()),
+        Operands::flag(o.state.as_ref()),
+        Arg::I32(call.silu as i32),
+    ]);
+    // SAFETY: the table stays inside the packed tokens; all arrays have the sizes that D, W and the table state.
+    unsafe { on.launch(&kernel.name, [call.channels.div_ceil(bd), count, 1], &args) }
 }
 
 fn last_state(call: &Call, o: &Operands) -> Result<Tensor> {
@@ -121,13 +183,18 @@ pub(super) fn backward(
 ) -> Result<Vec<Option<Tensor>>> {
     let o = Operands::of(call)?;
     let dy = dy.to_dtype(call.x.dtype())?.contiguous()?;
+    let dr = call.residual.as_ref().filter(|_| want_r).map(|r| dy.to_dtype(r.dtype())).transpose()?;
+    if slides(call) && dlast.is_none() && !(want_s && call.state.is_some()) {
+        let [dx, dw, db] = backward_sliding(call, &o, &dy)?;
+        let db = call.bias.as_ref().filter(|_| want_b).map(|b| db.reshape(b.dims())).transpose()?;
+        return Ok(vec![Some(dx), want_w.then_some(dw), db, dr, None]);
+    }
     let dlast = dlast.map(|d| d.to_dtype(call.x.dtype())?.contiguous()).transpose()?;
     let dz = before_activation(call, &o, &dy)?;
     let dx = input_gradient(call, &o, &dz, dlast.as_ref())?;
     let (dw, db) = if want_w || want_b { weight_gradients(call, &o, &dz)? } else { (None, None) };
     let dw = dw.filter(|_| want_w);
     let db = db.filter(|_| want_b && call.bias.is_some());
-    let dr = call.residual.as_ref().filter(|_| want_r).map(|r| dy.to_dtype(r.dtype())).transpose()?;
     let ds = match &call.state {
         Some(state) if want_s => {
             Some(state_gradient(call, &o, &dz, dlast.as_ref())?.to_dtype(state.dtype())?)

@@ -10,7 +10,7 @@ use super::{buffer, kept, too_long};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Bytes that kernels read at once: addresses of arrays that they read as a whole must be multiples.
-const ALIGN: u64 = 16;
+pub(super) const ALIGN: u64 = 16;
 
 /// One operation's door to the kernels of the GPU that holds its operands.
 #[derive(Clone, Copy)]

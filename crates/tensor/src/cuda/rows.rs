@@ -6,7 +6,7 @@ use crate::{DType, Device, Error, Result, Tensor};
 /// Columns of a block in sums down columns.
 const COLUMNS: usize = 128;
 /// Rows that a block adds; longer columns are added in pieces, then the pieces.
-const PIECE: usize = 256;
+const PIECE: usize = 32;
 /// Columns of a block in gathers and scatters.
 const WIDTH: usize = 1024;
 
@@ -60,15 +60,23 @@ fn add_down(x: &Tensor, out: &Tensor, n: usize, step: usize) -> Result<()> {
 /// The index on the device of `x`. One of the host is checked against `rows` and sent; what one of the device holds nobody waits for.
 fn place_index(op: &'static str, x: &Tensor, index: &Tensor, rows: usize) -> Result<Tensor> {
     if index.device() == Device::Cpu {
-        let wide = index.to_dtype(DType::I64)?.contiguous()?;
-        if let Some(bad) = wide.as_slice::<i64>()?.iter().find(|i| !(0..rows as i64).contains(i)) {
-            return Err(Error::invalid(op, "index", format!("holds {bad}, outside 0..{rows}")));
-        }
-        return wide.to_device(&x.device());
+        return Tensor::from_vec(checked(op, index, rows)?, index.dims())?.to_device(&x.device());
     }
     match index.dtype {
         DType::I64 => index.contiguous(),
         other => Err(Error::dtype(op, "index", other, "i64 on a GPU")),
+    }
+}
+
+/// The numbers of an index of the host, all below `rows`.
+fn checked(op: &'static str, index: &Tensor, rows: usize) -> Result<Vec<i64>> {
+    if !matches!(index.dtype, DType::I64 | DType::I32) {
+        return Err(Error::dtype(op, "index", index.dtype, "i64 or i32"));
+    }
+    let values = index.to_dtype(DType::I64)?.to_vec::<i64>()?;
+    match values.iter().find(|i| !(0..rows as i64).contains(i)) {
+        Some(bad) => Err(Error::invalid(op, "index", format!("holds {bad}, outside 0..{rows}"))),
+        None => Ok(values),
     }
 }
 
@@ -97,6 +105,9 @@ pub(crate) fn gather(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tenso
 /// there. The first of equal indices adds all of them, in order.
 pub(crate) fn scatter_add(x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let op = "index_add";
+    if index.device() == Device::Cpu {
+        return segment_add(op, x, index, dims);
+    }
     let index = place_index(op, x, index, dims[0])?;
     let on = Launcher::on(op, x)?;
     let kind = on.float("self", x.dtype)?;
@@ -128,4 +139,56 @@ pub(crate) fn max_last(x: &Tensor, dims: &[usize], n: usize) -> Result<(Tensor, 
     // SAFETY: x holds n elements for each of value and index.
     unsafe { on.launch(&kernel.name, [value.numel(), 1, 1], &args) }?;
     Ok((value, index))
+}
+
+/// [`scatter_add`] for an index of the host, which is sorted there: a block adds the rows of one target.
+fn segment_add(op: &'static str, x: &Tensor, index: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    let on = Launcher::on(op, x)?;
+    let kernel = on.find("array_segment_add", on.float("self", x.dtype)?, &[])?;
+    let out = Tensor::zeros(dims, DType::F32, &x.device())?;
+    let rows = checked(op, index, dims[0])?;
+    if x.numel() == 0 || out.numel() == 0 {
+        return Ok(out);
+    }
+    let (order, segments) = segments(&rows);
+    let (count, w) = (rows.len(), x.numel() / rows.len());
+    let send = |v: Vec<i32>| Tensor::from_slice(&v, &[v.len()])?.to_device(&x.device());
+    let targets = segments.len() / 3;
+    let (order, segments) = (send(order)?, send(segments)?);
+    let mut args = vec![on.at(x)?, on.at(&order)?, on.at(&segments)?, on.at(&out)?];
+    args.extend([on.int(count)?, on.int(targets)?, on.int(w)?]);
+    for long in [x, &out] {
+        on.int(long.numel())?;
+    }
+    // SAFETY: x holds count * w elements, order the numbers of its rows, and every segment a row of out and a piece of the order.
+    unsafe { on.launch(&kernel.name, [targets, w.div_ceil(WIDTH), 1], &args) }?;
+    Ok(out)
+}
+
+/// The places of `rows` sorted by their values, and for each value (value, where its places begin, how many): equal ones keep their order.
+fn segments(rows: &[i64]) -> (Vec<i32>, Vec<i32>) {
+    let mut order: Vec<i32> = (0..rows.len() as i32).collect();
+    order.sort_by_key(|&i| rows[i as usize]);
+    let mut segments: Vec<i32> = Vec::new();
+    for (at, &i) in order.iter().enumerate() {
+        let row = rows[i as usize] as i32;
+        match segments.len() {
+            n if n > 0 && segments[n - 3] == row => segments[n - 1] += 1,
+            _ => segments.extend([row, at as i32, 1]),
+        }
+    }
+    (order, segments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_sorted_into_segments() {
+        let (order, parts) = segments(&[7, 2, 7, 0, 2, 7]);
+        assert_eq!(order, [3, 1, 4, 0, 2, 5]);
+        assert_eq!(parts, [0, 0, 1, 2, 1, 2, 7, 3, 3]);
+        assert_eq!(segments(&[]), (vec![], vec![]));
+    }
 }
