@@ -75,7 +75,12 @@ impl Block {
         self.parts.iter().flat_map(|p| p.layer.state_spec()).collect()
     }
 
-    fn forward(&self, mut x: Stream, pass: &PassCtx<'_>, mut state: Option<&mut LayerState>) -> Result<Stream> {
+    fn forward(
+        &self,
+        mut x: Stream,
+        pass: &PassCtx<'_>,
+        mut state: Option<&mut LayerState>,
+    ) -> Result<Stream> {
         if self.residual_f32 {
             x.x = x.x.to_dtype(x.x.dtype().accumulator())?;
         }
