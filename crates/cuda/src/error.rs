@@ -147,12 +147,15 @@ pub struct OutOfMemory {
     pub capturing: bool,
 }
 
+/// The driver itself keeps less than this share of a device for a process (its context, code, library workspaces).
+const SHARE_OF_DRIVER: usize = 16;
+
 impl std::fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let others = self.total.saturating_sub(self.free + self.in_use + self.cached);
         write!(
             f,
-            "out of memory on cuda:{}: {} were asked for; of {} this process holds {} in use and {} cached, others hold {}, {} are free",
+            "out of memory on cuda:{}: {} were asked for; of {} this process holds {} in use and {} cached, others and the driver hold {}, {} are free",
             self.device,
             size(self.asked),
             size(self.total),
@@ -168,7 +171,7 @@ impl std::fmt::Display for OutOfMemory {
             "run the step once before the capture, so that its memory is there"
         } else if self.asked > self.total {
             "no setting of this device can hold that: a smaller batch or a shorter sequence"
-        } else if others > self.asked {
+        } else if others > self.asked.max(self.total / SHARE_OF_DRIVER) {
             "another process holds enough: end it; or a smaller batch"
         } else {
             "a smaller batch with gradient accumulation, activation checkpointing, or a shorter sequence"
@@ -263,8 +266,12 @@ mod tests {
             capturing: false,
         };
         let text = oom.to_string();
-        for part in ["20.00 GiB were asked", "100.00 GiB in use", "others hold 30.00 GiB", "another process"]
-        {
+        for part in [
+            "20.00 GiB were asked",
+            "100.00 GiB in use",
+            "others and the driver hold 30.00 GiB",
+            "another process",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         oom.in_use = 125 * gib;
