@@ -76,6 +76,7 @@ const KERNELS: &[Kernel] = &[
     ("delta_intra", "intra", delta::intra::intra::__module_ast_self),
     ("delta_join", "join", delta::join::join::__module_ast_self),
     ("delta_through", "through", delta::through::through::__module_ast_self),
+    ("group_sum", "group_sum", decay::group_sum::group_sum::__module_ast_self),
     ("decay_join", "join", decay::join::join::__module_ast_self),
     ("delta_fwd", "fwd", delta::fwd::fwd::__module_ast_self),
     ("delta_dstate", "dstate", delta::dstate::dstate::__module_ast_self),

@@ -3,7 +3,8 @@
 //! With S the state before the chunk, dS the gradient of the state after it, `A = scale tril(Q K^T e^(G_i - G_j))` and
 //! `D = scale tril(dO V^T e^(G_i - G_j))`: `dQ = scale e^G dO S^T + D K`, `dK = e^(G_last - G) V dS^T + D^T Q`,
 //! `dV = e^(G_last - G) K dS + A^T dO`; dg is the reverse cumulative sum in the chunk of `q . dq - k . dk`, plus the gradient of
-//! `G_last` on every row (written where `has_dg`).
+//! `G_last` on every row (written where `has_dg`). What a pair of tokens adds to the one and takes from the other is computed once, in f32, and a token's pair with
+//! itself is left out: as differences of rounded products they would outweigh the gradients of strong gates.
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by `group_sum`); dg f32
 //! `[B, T, HV]`; hs, dh `[NC, HV, K, V]`. Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_intra`.
@@ -119,6 +120,9 @@ pub mod bwd {
             let x: Tile<E, { [C, BV] }> = convert_tile(mma(at, to, x));
             unsafe { dvp.store_unchecked(x.reshape(const_shape![1, C, 1, BV]), [ib, i, ih, j]) };
         }
+        let pairs: Tile<f32, { [C, C] }> = select(below::<C>(), a * ds.reshape(const_shape![C, C]), z);
+        let gives: Tile<f32, { [C] }> = reduce_sum(pairs, 1i32);
+        let takes: Tile<f32, { [C] }> = reduce_sum(pairs, 0i32);
         let ds: Tile<f32, { [C, C] }> = ds.reshape(const_shape![C, C]) * sc;
         let ds: Tile<f32, { [C, C] }> = ds * decay::<C>(g, m);
         let dsb: Tile<E, { [C, C] }> = convert_tile(ds);
@@ -128,13 +132,14 @@ pub mod bwd {
         let fk: Tile<f32, { [C, K] }> = convert_tile(tk);
         let fq: Tile<f32, { [C, K] }> = convert_tile(tq);
         let kk: Tile<f32, { [C] }> = reduce_sum(ak * fk, 1i32);
+        let qq: Tile<f32, { [C] }> = reduce_sum(aq * fq, 1i32);
         let kks: Tile<f32, { [] }> = reduce_sum(kk.reshape(const_shape![C]), 0i32);
         let hds: Tile<f32, { [] }> = reduce_sum(hd, 0i32);
         let aq: Tile<f32, { [C, K] }> = mma(dsb, tk, aq);
         let ak: Tile<f32, { [C, K] }> = mma(dst, tq, ak);
         if has_dg == 1i32 {
-            let d1: Tile<f32, { [C] }> = reduce_sum(aq * fq, 1i32);
-            let d2: Tile<f32, { [C] }> = reduce_sum(ak * fk, 1i32);
+            let d1: Tile<f32, { [C] }> = qq.reshape(const_shape![C]) + gives.reshape(const_shape![C]);
+            let d2: Tile<f32, { [C] }> = kk.reshape(const_shape![C]) + takes.reshape(const_shape![C]);
             let el: Tile<f32, { [1] }> = exp2(gl, ftz::Enabled);
             let last: Tile<f32, { [1] }> = hds.reshape(const_shape![1]) * el + kks.reshape(const_shape![1]);
             let dd: Tile<f32, { [C] }> = scan_sum(d1 - d2, 0i32, reverse::Reverse, 0.0f32);

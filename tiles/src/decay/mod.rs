@@ -5,5 +5,6 @@ pub mod bwd;
 pub mod cumsum;
 pub mod dstate;
 pub mod fwd;
+pub mod group_sum;
 pub mod join;
 pub mod out;

@@ -4,7 +4,8 @@
 //! `A = scale tril(dO U^T) e^(G_i - G_j)`, `B = -tril(dX U^T, -1) e^(G_i - G_j)`:
 //! `dq^ = scale e^G dO S^T + A k^`, `E = B k^ - e^G dX S^T`, `W = e^(G_last - G) U dS^T + A^T q^ + (beta B)^T k^`,
 //! `dk^ = beta E + W`, `dv = beta dX`, `dbeta = dX . v + k^ . E`, `dG = q^ . dq^ + beta k^ . E - k^ . W` plus, on every row,
-//! the gradient of `G_last`; dg is the reverse cumulative sum of dG in the chunk. Normalisation: `dq = r (dq^ - q^ (q^ . dq^))`.
+//! the gradient of `G_last`; dg is the reverse cumulative sum of dG in the chunk. As in `decay_bwd`, pairs of tokens enter dG once, in f32, and without those
+//! of a token with itself. Normalisation: `dq = r (dq^ - q^ (q^ . dq^))`.
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by
 //! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; gvec, rk, rq as in
@@ -151,6 +152,16 @@ pub mod bwd {
         let b_k: Tile<E, { [C, C] }> = convert_tile(bm * row::<C, C>(fk_r));
         let b_b: Tile<E, { [C, C] }> = convert_tile(bm * col::<C, C>(be * fk_r));
 
+        let kt: Tile<E, { [K, C] }> = tk.transpose();
+        let qk: Tile<f32, { [C, C] }> = mma(tq, kt, z);
+        let kk: Tile<f32, { [C, C] }> = mma(tk, kt, z);
+        let first: Tile<f32, { [C, C] }> = a * qk.reshape(const_shape![C, C]) * col::<C, C>(fq_r);
+        let second: Tile<f32, { [C, C] }> = bm * kk.reshape(const_shape![C, C]) * col::<C, C>(be * fk_r);
+        let pairs: Tile<f32, { [C, C] }> = select(strict, (first + second) * row::<C, C>(fk_r), z);
+        let gives: Tile<f32, { [C] }> = reduce_sum(pairs, 1i32);
+        let takes: Tile<f32, { [C] }> = reduce_sum(pairs, 0i32);
+        let moved: Tile<f32, { [C] }> = gives.reshape(const_shape![C]) - takes.reshape(const_shape![C]);
+
         let mut aq: Tile<f32, { [C, K] }> = constant(0.0f32, const_shape![C, K]);
         for j in 0i32..nv {
             let to: Tile<E, { [C, BV] }> = op.load([ib, i, ih, j]).reshape(const_shape![C, BV]);
@@ -158,9 +169,11 @@ pub mod bwd {
             aq = mma(to, th.transpose(), aq);
         }
         let aq: Tile<f32, { [C, K] }> = aq.reshape(const_shape![C, K]) * col::<C, K>(eg * sc);
-        let aq: Tile<f32, { [C, K] }> = mma(a_k, tk, aq);
         let fq: Tile<f32, { [C, K] }> = convert_tile(tq);
         let fq: Tile<f32, { [C, K] }> = fq * col::<C, K>(fq_r);
+        let far_q: Tile<f32, { [C] }> = reduce_sum(aq * fq, 1i32);
+        let far_q: Tile<f32, { [C] }> = far_q.reshape(const_shape![C]);
+        let aq: Tile<f32, { [C, K] }> = mma(a_k, tk, aq);
         let dot_q: Tile<f32, { [C] }> = reduce_sum(aq * fq, 1i32);
         let dot_q: Tile<f32, { [C] }> = dot_q.reshape(const_shape![C]);
         let mut cq: Tile<f32, { [C] }> = zc;
@@ -188,6 +201,8 @@ pub mod bwd {
         let fk: Tile<f32, { [C, K] }> = convert_tile(tk);
         let fk: Tile<f32, { [C, K] }> = fk * col::<C, K>(fk_r);
         let ae: Tile<f32, { [C, K] }> = ae.reshape(const_shape![C, K]) * col::<C, K>(zc - eg);
+        let far_e: Tile<f32, { [C] }> = reduce_sum(ae * fk, 1i32);
+        let far_e: Tile<f32, { [C] }> = be * far_e.reshape(const_shape![C]);
         let ae: Tile<f32, { [C, K] }> = mma(b_k, tk, ae);
         let ak: Tile<f32, { [C, K] }> = ak.reshape(const_shape![C, K]) * col::<C, K>(er);
         let kl: Tile<f32, { [C] }> = reduce_sum(ak * fk, 1i32);
@@ -204,7 +219,8 @@ pub mod bwd {
         let el: Tile<f32, { [1] }> = exp2(gl, ftz::Enabled);
         let last: Tile<f32, { [1] }> = hds.reshape(const_shape![1]) * el + kls.reshape(const_shape![1]);
         let bde: Tile<f32, { [C] }> = be * dot_e;
-        let dgi: Tile<f32, { [C] }> = scan_sum(dot_q + bde - dot_w, 0i32, reverse::Reverse, 0.0f32);
+        let dgt: Tile<f32, { [C] }> = far_q + far_e - kl.reshape(const_shape![C]) + moved;
+        let dgi: Tile<f32, { [C] }> = scan_sum(dgt, 0i32, reverse::Reverse, 0.0f32);
         let dgi: Tile<f32, { [C] }> = dgi.reshape(const_shape![C]) + last.broadcast(const_shape![C]);
         unsafe { dgp.store_unchecked(dgi.reshape(const_shape![1, C, 1]), [ib, i, ih]) };
         let dkh: Tile<f32, { [C, K] }> = ae * col::<C, K>(be) + ak;

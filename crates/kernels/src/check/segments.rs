@@ -1,4 +1,4 @@
-//! The checks of the launches that join the segments of a sequence.
+//! The checks of the launches that join the segments of a sequence, and the heads of a group.
 
 use super::{Case, Data, Expected, Inputs, KernelCheck, Value};
 use crate::{Kernel, Result, plan::CHUNK};
@@ -109,4 +109,27 @@ fn product(a: &[f64], s: &[f64], [k, v]: [usize; 2], transposed: bool) -> Vec<f6
         (0..v).for_each(|c| out[i * v + c] += x * s[j * v + c]);
     }
     out
+}
+
+/// The check of `group_sum`.
+pub(super) struct GroupSum;
+
+impl KernelCheck for GroupSum {
+    fn kernel(&self) -> &'static str {
+        "group_sum"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        let (k, r) = (kernel.need_generic("K")? as usize, kernel.need_generic("R")? as usize);
+        let dtype = if kernel.dtype == "f16" { "f16" } else { "bf16" };
+        let case = |(n, g): (usize, usize)| {
+            let x = Data::round(dtype, &INPUTS.uniform(9, n * g * k, -1.0, 1.0))?;
+            let all = x.to_f64();
+            let sum = |i: usize| (0..g).map(|j| all[(i / k * g + j) * k + i % k]).sum::<f64>();
+            let y = Value::out(dtype, (0..n * k).map(sum).collect());
+            let args = vec![("x", Value::In(x)), ("y", y), ("n", Value::size(n)), ("g", Value::size(g))];
+            Ok(Case { label: format!("{n} groups of {g}"), args, grid: [n.div_ceil(r) as u32, 1, 1] })
+        };
+        [(2 * r + 3, 4), (1, 3), (r, 1)].into_iter().map(case).collect()
+    }
 }

@@ -56,6 +56,7 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &Stage { name: "delta_gates", outputs: &["gvec"] },
     &Stage { name: "delta_intra", outputs: &["tm", "rk", "pm", "rq"] },
     &Stage { name: "delta_through", outputs: &["ha"] },
+    &segments::GroupSum,
     &segments::Join { delta: true },
     &segments::Join { delta: false },
     &Stage { name: "delta_fwd", outputs: &["o", "hs", "us", "ht"] },

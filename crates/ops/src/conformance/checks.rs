@@ -98,10 +98,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The tolerance of a case's dtype. Kernels of a GPU round what they multiply to f16 more than once, where the CPU computes in f32.
+/// The tolerance of a case's dtype. Kernels of a GPU round states and what tokens write to the inputs' type, chunk by chunk, where the CPU computes in
+/// f32; with a single channel nothing evens that out.
 fn within(case: &Case) -> f64 {
-    let on_gpu = case.device != Device::Cpu && case.dtype == DType::F16;
-    tolerance(case.dtype) * if on_gpu { 3.0 } else { 1.0 }
+    let rounds = case.device != Device::Cpu && matches!(case.dtype, DType::F16 | DType::BF16);
+    tolerance(case.dtype) * if rounds { 4.0 } else { 1.0 }
 }
 
 /// A dense case of one variant.

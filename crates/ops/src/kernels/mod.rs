@@ -162,12 +162,18 @@ impl Chunked {
     /// A gradient `[B, T, HV, K]` as that of the H heads: the sum over those that share one, without the padding.
     pub fn own_keys(&self, x: &Tensor) -> Result<Tensor> {
         let s = &self.sizes;
-        let x = x.narrow(3, 0, s.k)?;
         if s.h == s.hv {
-            return x.contiguous();
+            return x.narrow(3, 0, s.k)?.contiguous();
         }
-        let groups = x.contiguous()?.reshape(&[s.b, s.t, s.h, s.hv / s.h, s.k])?;
-        groups.to_dtype(DType::F32)?.sum(&[3], false)?.to_dtype(self.dtype)
+        let wide = self.shape.key_dim;
+        let kernel = self.on.find("group_sum", self.kind, &[("K", wide as i64)])?;
+        let rows = kernel.need_generic("R").map_err(Error::Kernel)?.max(1) as usize;
+        let y = Tensor::empty(&[s.b, s.t, s.h, wide], self.dtype, &self.on.device())?;
+        let n = s.b * s.t * s.h;
+        let args = [self.on.at(x)?, self.on.at(&y)?, self.on.int(n)?, self.on.int(s.hv / s.h)?];
+        // SAFETY: x has n groups of HV / H rows of the kernels' width, y n rows.
+        unsafe { self.on.launch(&kernel.name, [n.div_ceil(rows), 1, 1], &args) }?;
+        y.narrow(3, 0, s.k)?.contiguous()
     }
 }
 

@@ -4,6 +4,8 @@
 //! arguments to the result (cumulative sums, gates, norms of q and k, allocations), between events on the stream; the median of the runs. A forward's rate counts
 //! the least that it must move: its inputs and its output.
 
+use std::sync::{Arc, Mutex};
+
 use clap::{Args, ValueEnum};
 use flashlin_cuda::{Gpu, selftest};
 use flashlin_ops::{
@@ -11,7 +13,7 @@ use flashlin_ops::{
     decay::{self, DecayArgs},
     delta::{self, DeltaArgs},
 };
-use flashlin_tensor::{DType, Device, Philox, Tensor, Var, no_grad};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Philox, Tensor, Var, no_grad};
 
 use super::{Row, check};
 use crate::{args::Context, commands::DeviceArgs, failure::Failure};
@@ -223,6 +225,22 @@ impl Op {
     }
 }
 
+/// Where the inputs come from: takes their gradients.
+struct Source(Arc<Mutex<Vec<Option<Tensor>>>>);
+
+impl Backward for Source {
+    fn backward(
+        self: Box<Self>,
+        _: &mut BackwardCtx<'_>,
+        grads: Vec<Option<Tensor>>,
+    ) -> flashlin_ops::Result<Vec<Option<Tensor>>> {
+        if let Ok(mut to) = self.0.lock() {
+            *to = grads;
+        }
+        Ok(vec![None])
+    }
+}
+
 impl Problem {
     fn call(&self, x: &[Var]) -> flashlin_ops::Result<SeqOutput> {
         let seqs = self.packed.as_ref();
@@ -250,15 +268,16 @@ impl Problem {
 
     /// Output, then the gradients of all inputs.
     fn backward(&self) -> anyhow::Result<Vec<Tensor>> {
-        let x: Vec<Var> = self.inputs.iter().cloned().map(Var::leaf).collect();
+        // Inputs come from an operation before, as in a model: it gets the gradients in their own types.
+        let before = Var::leaf(Tensor::zeros(&[1], DType::F32, &self.weights.device())?);
+        let given = Arc::new(Mutex::new(Vec::new()));
+        let source = Source(given.clone());
+        let x = Var::from_op("inputs", &[&before], self.inputs.clone(), || Box::new(source));
         let o = self.call(&x)?.o;
-        let grads = Var::backward_with(vec![(&o, self.weights.clone())])?;
+        Var::backward_with(vec![(&o, self.weights.clone())])?;
         let missing = || Failure::runtime(format!("{}: an input has no gradient", self.op.name()));
-        let of = |leaf| grads.get(leaf).cloned().ok_or_else(missing);
-        let mut all = vec![o.tensor().clone()];
-        for leaf in &x {
-            all.push(of(leaf)?);
-        }
-        Ok(all)
+        let grads = std::mem::take(&mut *given.lock().map_err(|_| missing())?);
+        let grads = grads.into_iter().map(|g| g.ok_or_else(missing)).collect::<Result<Vec<_>, _>>()?;
+        Ok(std::iter::once(o.into_tensor()).chain(grads).collect())
     }
 }
