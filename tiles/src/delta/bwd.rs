@@ -8,7 +8,7 @@
 //! of a token with itself. Normalisation: `dq = r (dq^ - q^ (q^ . dq^))`.
 //!
 //! Shapes: q, k `[B, T, H, K]`; v, d_o, dv `[B, T, HV, V]`; dq, dk `[B, T, HV, K]` (summed over a group's heads by
-//! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; gvec, rk, rq as in
+//! `group_sum`); dg, dbeta f32 `[B, T, HV]`; hs, dh `[NC, HV, K, V]`; us, dx `[NC, HV, C, V]`; gvec, rk, rq, pm as in
 //! `delta_fwd`.
 //! Grid: `(HV, ceil(T/C), B)`; packed: `(HV, NC, 1)` with chunks as in `delta_intra`.
 
@@ -35,6 +35,7 @@ pub mod bwd {
         gvec: *mut f32,
         rk: *mut f32,
         rq: *mut f32,
+        pm: *mut E,
         hs: *mut E,
         us: *mut E,
         dh: *mut E,
@@ -82,6 +83,7 @@ pub mod bwd {
         let fv: Tensor<f32, { [-1, 4, C] }> = unsafe { mats_f32::<4, C>(gvec, nc * hv) };
         let rkv: Tensor<f32, { [-1, 1, C] }> = unsafe { mats_f32::<1, C>(rk, nc * hv) };
         let rqv: Tensor<f32, { [-1, 1, C] }> = unsafe { mats_f32::<1, C>(rq, nc * hv) };
+        let pmv: Tensor<E, { [-1, C, C] }> = unsafe { mats::<E, C, C>(pm, nc * hv) };
         let hsv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(hs, nc * hv) };
         let dhv: Tensor<E, { [-1, K, V] }> = unsafe { mats::<E, K, V>(dh, nc * hv) };
         let usv: Tensor<E, { [-1, C, V] }> = unsafe { mats::<E, C, V>(us, nc * hv) };
@@ -93,6 +95,7 @@ pub mod bwd {
         let fp: Partition<f32, { [1, 1, C] }> = fv.partition(const_shape![1, 1, C]);
         let rkp: Partition<f32, { [1, 1, C] }> = rkv.partition(const_shape![1, 1, C]);
         let rqp: Partition<f32, { [1, 1, C] }> = rqv.partition(const_shape![1, 1, C]);
+        let pmp: Partition<E, { [1, C, C] }> = pmv.partition(const_shape![1, C, C]);
         let hp: Partition<E, { [1, K, BV] }> = hsv.partition(const_shape![1, K, BV]);
         let dhp: Partition<E, { [1, K, BV] }> = dhv.partition(const_shape![1, K, BV]);
         let up: Partition<E, { [1, C, BV] }> = usv.partition(const_shape![1, C, BV]);
@@ -153,11 +156,12 @@ pub mod bwd {
         let b_b: Tile<E, { [C, C] }> = convert_tile(bm * col::<C, C>(be * fk_r));
 
         let kt: Tile<E, { [K, C] }> = tk.transpose();
-        let qk: Tile<f32, { [C, C] }> = mma(tq, kt, z);
         let kk: Tile<f32, { [C, C] }> = mma(tk, kt, z);
-        let first: Tile<f32, { [C, C] }> = a * qk.reshape(const_shape![C, C]) * col::<C, C>(fq_r);
+        let tp: Tile<E, { [C, C] }> = pmp.load([n, 0i32, 0i32]).reshape(const_shape![C, C]);
+        let pf: Tile<f32, { [C, C] }> = convert_tile(tp);
+        let first: Tile<f32, { [C, C] }> = pa.reshape(const_shape![C, C]) * pf;
         let second: Tile<f32, { [C, C] }> = bm * kk.reshape(const_shape![C, C]) * col::<C, C>(be * fk_r);
-        let pairs: Tile<f32, { [C, C] }> = select(strict, (first + second) * row::<C, C>(fk_r), z);
+        let pairs: Tile<f32, { [C, C] }> = select(strict, first + second * row::<C, C>(fk_r), z);
         let gives: Tile<f32, { [C] }> = reduce_sum(pairs, 1i32);
         let takes: Tile<f32, { [C] }> = reduce_sum(pairs, 0i32);
         let moved: Tile<f32, { [C] }> = gives.reshape(const_shape![C]) - takes.reshape(const_shape![C]);
