@@ -90,6 +90,11 @@ const CASES: &[Case] = &[
         let (a, b) = (t.normal(1, &[3, 5, 4])?, t.normal(2, &[3, 2, 4])?);
         Tensor::cat(&[&a, &b, &a], 1)
     }),
+    ("write", |t| {
+        let mut x = t.normal(1, &[3, 5, 40])?;
+        x.write(&[1, 2, 7], &t.normal(2, &[40, 2, 2])?.permute(&[1, 2, 0])?.narrow(2, 3, 30)?)?;
+        Ok(x)
+    }),
     ("where", |t| t.normal(1, &[9, 700])?.where_(&t.mask(700)?, &t.normal(2, &[9, 1])?)),
     ("sum along", |t| t.normal(1, &[13, 5000])?.sum(&[1], false)),
     ("sum down", |t| t.normal(1, &[1000, 130])?.sum(&[0], true)),

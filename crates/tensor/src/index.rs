@@ -1,4 +1,4 @@
-//! Gathering and scattering rows: concatenation, embedding lookup, indexed addition, selection by mask.
+//! Gathering and scattering rows: concatenation, blocks written in place, embedding lookup, indexed addition, selection by mask.
 
 use crate::{DType, Device, Element, Error, Result, Tensor, cuda, layout::broadcast, tensor::dispatch};
 
@@ -56,6 +56,55 @@ impl Tensor {
             }
         });
         Ok(out)
+    }
+
+    /// Writes `src` over the block of this tensor that begins at `start` (one index a dimension), converted to this tensor's dtype: in place where
+    /// nobody else holds the storage, else into a copy that takes its place.
+    ///
+    /// # Errors
+    /// When the block does not lie inside, the devices differ, or memory is short.
+    pub fn write(&mut self, start: &[usize], src: &Tensor) -> Result<()> {
+        let fits = |i: usize| start[i].checked_add(src.dim(i)).is_some_and(|end| end <= self.dim(i));
+        if src.rank() != self.rank() || start.len() != self.rank() || !(0..self.rank()).all(fits) {
+            let expected = format!("a block of {:?} from {start:?} on", self.dims());
+            return Err(Error::shape("write", "src", src.dims(), expected));
+        }
+        self.same_device("write", src)?;
+        if src.numel() == 0 {
+            return Ok(());
+        }
+        if !self.is_unique() || !self.is_contiguous() {
+            *self = self.copy()?;
+        }
+        if self.device() != Device::Cpu {
+            let mut to = self.clone();
+            for (i, &s) in start.iter().enumerate() {
+                to = to.narrow(i, s, src.dim(i))?;
+            }
+            return cuda::copy_into("write", src, &to);
+        }
+        let src = src.to_dtype(self.dtype)?.contiguous()?;
+        let (dims, strides) = (src.dims().to_vec(), self.strides().to_vec());
+        // Trailing dimensions that are covered whole make longer runs.
+        let mut inner = dims.len();
+        let mut run = 1;
+        while inner > 0 && run == strides[inner - 1] {
+            inner -= 1;
+            run *= dims[inner];
+        }
+        let first: usize = start.iter().zip(&strides).map(|(s, t)| s * t).sum();
+        dispatch!(self.dtype, T => {
+            let (src, out) = (src.as_slice::<T>()?, self.as_mut_slice::<T>()?);
+            for (i, src) in src.chunks_exact(run).enumerate() {
+                let (mut rest, mut at) = (i, first);
+                for d in (0..inner).rev() {
+                    at += rest % dims[d] * strides[d];
+                    rest /= dims[d];
+                }
+                out[at..at + run].copy_from_slice(src);
+            }
+        });
+        Ok(())
     }
 
     /// Rows `index` of dimension 0; the result is `index.dims() + self.dims()[1..]`. An embedding lookup. An index of the host may meet rows on a
@@ -202,6 +251,25 @@ mod tests {
             let idx = Tensor::from_vec(vec![bad], &[1]).unwrap();
             let msg = table.index_select(&idx).unwrap_err().to_string();
             assert!(msg.contains(&bad.to_string()) && msg.contains("0..3"), "{msg}");
+        }
+    }
+
+    #[test]
+    fn a_written_block_replaces_what_was_there() {
+        let zeros = || Tensor::zeros(&[2, 3, 4], DType::F32, &Device::Cpu).unwrap();
+        let src = Tensor::from_vec((1..=4).map(f64::from).collect(), &[2, 1, 2]).unwrap();
+        let mut t = zeros();
+        let fork = t.clone();
+        t.write(&[0, 1, 2], &src).unwrap();
+        let v = t.to_vec::<f32>().unwrap();
+        let set: Vec<_> = v.iter().enumerate().filter(|(_, x)| **x != 0.0).map(|(i, x)| (i, *x)).collect();
+        assert_eq!(set, [(6, 1.0), (7, 2.0), (18, 3.0), (19, 4.0)]);
+        assert_eq!(fork.to_vec::<f32>().unwrap(), [0.0; 24]);
+        let whole = Tensor::from_vec((0..12).map(|x| x as f32).collect(), &[1, 3, 4]).unwrap();
+        t.write(&[1, 0, 0], &whole).unwrap();
+        assert_eq!(t.to_vec::<f32>().unwrap()[12..], whole.to_vec::<f32>().unwrap());
+        for (start, src) in [(&[0, 1, 3][..], &src), (&[0, 0], &src), (&[1, 0, 0], &src)] {
+            assert!(zeros().write(start, src).unwrap_err().to_string().contains("[2, 3, 4]"));
         }
     }
 
