@@ -5,6 +5,8 @@ mod activation;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod array;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod attention;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod conv;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod decay;
@@ -40,6 +42,11 @@ const KERNELS: &[Kernel] = &[
     ("array_segment_add", "array_segment_add", array::array_segment_add::array_segment_add::__module_ast_self),
     ("flat_copy", "flat_copy", array::flat_copy::flat_copy::__module_ast_self),
     ("flat_zip", "flat_zip", array::flat_zip::flat_zip::__module_ast_self),
+    ("attention_fwd", "fwd", attention::fwd::fwd::__module_ast_self),
+    ("attention_dq", "dq", attention::dq::dq::__module_ast_self),
+    ("attention_dkv", "dkv", attention::dkv::dkv::__module_ast_self),
+    ("attention_step", "step", attention::step::step::__module_ast_self),
+    ("attention_merge", "merge", attention::merge::merge::__module_ast_self),
     ("conv_fwd", "conv_fwd", conv::conv_fwd::conv_fwd::__module_ast_self),
     ("conv_state", "conv_state", conv::conv_state::conv_state::__module_ast_self),
     ("conv_dz", "conv_dz", conv::conv_dz::conv_dz::__module_ast_self),

@@ -5,6 +5,7 @@
 //! ABI; [`crate::verify_kernel`] runs them: outputs begin as NaN, every input ends where the mapped page ends, and two runs must agree in every bit.
 
 mod array;
+mod attention;
 mod case;
 mod chunked;
 mod column_sum;

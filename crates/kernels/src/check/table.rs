@@ -1,8 +1,8 @@
 //! The checks of all kernels.
 
 use super::{
-    KernelCheck, array, chunked::Stage, column_sum, conv, functions, gate, loss, norm_any, optim, rope, rows,
-    segments, step,
+    KernelCheck, array, attention, chunked::Stage, column_sum, conv, functions, gate, loss, norm_any, optim,
+    rope, rows, segments, step,
 };
 
 /// One entry a kernel of `tiles/`, by family.
@@ -20,6 +20,11 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &array::FlatCopy,
     &array::FlatZip,
     &array::Compare,
+    &attention::Forward,
+    &attention::Queries,
+    &attention::Keys,
+    &attention::Step,
+    &attention::Merge,
     &conv::Forward,
     &conv::LastState,
     &conv::BeforeActivation,

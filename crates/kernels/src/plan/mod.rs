@@ -3,12 +3,17 @@
 //! Policy: a plan is a pure function of the shape, the type, the bundle and the GPU's size, so that it is tested without a GPU; a launch only fills in addresses. A plan
 //! names kernels that are in the bundle, or is an error that says what is there. Nothing depends on T but grids and sizes.
 
+mod attention;
 mod optim;
 mod recurrence;
 mod rows;
 mod segments;
 mod sequences;
 
+pub use attention::{
+    AttentionShape, AttentionSpan, BlockLaunch, StepPlan, WIDTHS, attention_backward, attention_forward,
+    attention_step,
+};
 pub use optim::{adamw, global_norm};
 pub use recurrence::{Gate, Recurrence, RecurrentShape, backward, forward, head_dims, step};
 pub use rows::{norm_backward, norm_forward, swiglu_backward, swiglu_forward};

@@ -186,7 +186,7 @@ fn widest(recurrence: Recurrence) -> &'static str {
 }
 
 /// Zeros after the end of a dimension.
-fn padded(x: &Tensor, dim: usize, to: usize) -> Result<Tensor> {
+pub(crate) fn padded(x: &Tensor, dim: usize, to: usize) -> Result<Tensor> {
     let have = x.dim(dim);
     if have == to {
         return Ok(x.clone());

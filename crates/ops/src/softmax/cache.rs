@@ -2,10 +2,7 @@
 
 use flashlin_tensor::{DType, Device, Error, Result, Tensor};
 
-use crate::{
-    PackedSeqs,
-    rows::{Rows, RowsMut, with_rows},
-};
+use crate::PackedSeqs;
 
 const OP: &str = "kv_cache";
 
@@ -95,32 +92,24 @@ impl KvCache {
 fn moved(old: &Tensor, lens: &[usize], keep: &[usize], cap: usize) -> Result<Tensor> {
     let [n, _, h, d] = old.dims_n::<4>(OP, "cache")?;
     let mut out = Tensor::zeros(&[n, cap, h, d], old.dtype(), &old.device())?;
-    let (src, room) = (old.contiguous()?, old.dim(1));
-    let (rows, mut out_rows) = (Rows::new(&src)?, RowsMut::of(&mut out)?);
-    let mut buf = vec![0f64; d];
-    for (row, (&len, &keep)) in lens.iter().zip(keep).enumerate() {
-        for t in 0..keep * h {
-            let from = (row * room + len - keep) * h + t;
-            out_rows.write((row * cap * h + t) * d, rows.row(from, &mut buf));
-        }
+    let same = |x: &[usize]| x.windows(2).all(|p| p[0] == p[1]);
+    let rows = if same(lens) && same(keep) { n } else { 1 };
+    for row in (0..n).step_by(rows.max(1)) {
+        let (len, keep) = (lens[row], keep[row]);
+        out.write(&[row, 0, 0, 0], &old.narrow(0, row, rows)?.narrow(1, len - keep, keep)?)?;
     }
     Ok(out)
 }
 
-/// Writes the tokens of sequence n at `lens[n]` of row n.
+/// Writes the tokens of sequence n at `lens[n]` of row n; one write where all sequences are alike.
 fn write(cache: &mut Tensor, new: &Tensor, seqs: &PackedSeqs, lens: &[usize]) -> Result<()> {
-    let [_, cap, h, d] = cache.dims_n::<4>(OP, "cache")?;
-    if !cache.is_unique() || !cache.is_contiguous() {
-        *cache = cache.copy()?;
+    let [b, t, h, d] = new.dims_n::<4>(OP, "tokens")?;
+    if b == lens.len() && lens.windows(2).all(|p| p[0] == p[1]) {
+        return cache.write(&[0, lens.first().copied().unwrap_or(0), 0, 0], new);
     }
-    let new = with_rows(OP, "tokens", new)?;
-    let (rows, mut out) = (Rows::new(&new)?, RowsMut::of(cache)?);
-    let mut buf = vec![0f64; d];
+    let flat = new.reshape(&[1, b * t, h, d])?;
     for (n, range) in seqs.ranges().enumerate() {
-        let shift = (n * cap + lens[n]) * h;
-        for (t, from) in (range.start * h..range.end * h).enumerate() {
-            out.write((shift + t) * d, rows.row(from, &mut buf));
-        }
+        cache.write(&[n, lens[n], 0, 0], &flat.narrow(1, range.start, range.len())?)?;
     }
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 mod backward;
 mod cache;
+mod composed;
 pub(crate) mod conform;
+mod cuda;
 mod direct;
 mod forward;
 mod maps;
@@ -13,7 +15,7 @@ pub mod reference;
 mod tests;
 
 pub use cache::KvCache;
-use flashlin_tensor::{Backward, BackwardCtx, DType, Error, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
 use plan::Plan;
 
 use crate::{
@@ -30,7 +32,7 @@ pub static ATTENTION: OpInfo = OpInfo {
     source: "arXiv:1706.03762, arXiv:2205.14135",
     modes: &[],
     dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
-    devices: &["cpu"],
+    devices: &["cpu", "cuda"],
     grads: &["q", "k", "v", "decay"],
 };
 
@@ -102,14 +104,29 @@ struct Inputs {
 /// Softmax attention; the module's documentation has the formula.
 ///
 /// # Errors
-/// When shapes, boundaries or lengths do not fit, a dtype is no float, a head is wider than 256, or a window is asked
-/// for without `causal`.
+/// When shapes, boundaries or lengths do not fit, a dtype is no float (on a GPU: f32, bf16 or f16), a head is wider than 256, a window is asked
+/// for without `causal`, or the tensors lie on different devices.
 pub fn attention(args: &AttentionArgs) -> Result<AttentionOutput> {
     let (plan, inputs) = check(args)?;
-    match inputs.q.dtype() {
-        DType::F64 => run::<f64>(args, plan, inputs),
-        _ => run::<f32>(args, plan, inputs),
+    match (inputs.q.device(), inputs.q.dtype()) {
+        (Device::Cpu, DType::F64) => run::<f64>(args, plan, inputs),
+        (Device::Cpu, _) => run::<f32>(args, plan, inputs),
+        _ => cuda::run(args, plan, inputs),
     }
+}
+
+/// [`attention`] of checked arguments by tensor operations alone.
+fn run_composed(args: &AttentionArgs, plan: Plan, inputs: Inputs) -> Result<AttentionOutput> {
+    let composed::Forward { o, lse, maps } = composed::forward(&plan, &inputs, args.maps)?;
+    let absent = args.q.detach();
+    let all = [args.q, args.k, args.v, args.decay.unwrap_or(&absent)];
+    let o = Var::from_op1(OP, &all, o, || -> Box<dyn Backward> {
+        Box::new(move |_: &mut BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
+            let Some(g) = g[0].take() else { return Ok(vec![None; 4]) };
+            composed::backward(&plan, &inputs, [&lse, &g])
+        })
+    });
+    Ok(AttentionOutput { o, maps })
 }
 
 fn run<R: Real>(args: &AttentionArgs, plan: Plan, inputs: Inputs) -> Result<AttentionOutput> {
@@ -137,7 +154,14 @@ fn check(args: &AttentionArgs) -> Result<(Plan, Inputs)> {
     if let Some(g) = args.decay {
         check_dims(OP, "decay", g.tensor(), &[args.k.dim(0), args.k.dim(1), plan.q_heads])?;
     }
-    let rows = |arg, v: &Var| with_rows(OP, arg, v.tensor());
+    let device = args.q.device();
+    let others = [Some(args.k), Some(args.v), args.decay];
+    if let Some(other) = others.into_iter().flatten().find(|v| v.device() != device) {
+        return Err(Error::DeviceMismatch { op: OP, a: device, b: other.device() });
+    }
+    let rows = |arg, v: &Var| {
+        if device == Device::Cpu { with_rows(OP, arg, v.tensor()) } else { on_gpu(arg, v.tensor()) }
+    };
     let inputs = Inputs {
         q: rows("q", args.q)?,
         k: rows("k", args.k)?,
@@ -145,6 +169,14 @@ fn check(args: &AttentionArgs) -> Result<(Plan, Inputs)> {
         decay: tensor_of(args.decay).map(|g| g.contiguous()).transpose()?,
     };
     Ok((plan, inputs))
+}
+
+/// The tensor, if its dtype is one that a GPU computes with.
+fn on_gpu(arg: &'static str, t: &Tensor) -> Result<Tensor> {
+    match t.dtype() {
+        DType::F32 | DType::BF16 | DType::F16 => Ok(t.clone()),
+        other => Err(Error::dtype(OP, arg, other, "f32, bf16 or f16 on a GPU")),
+    }
 }
 
 /// Running sums of the log decays along each sequence, `[HQ][keys]`, in f64: only differences are used.

@@ -1,10 +1,45 @@
 use flashlin_tensor::{DType, Device, Tensor, Var};
 
 use super::*;
-use crate::conformance::ModuleOp;
+use crate::conformance::{ModuleInput, ModuleOp};
 use crate::testing::*;
 
 crate::module_conformance!(suite, super::conform::Conformance);
+crate::module_conformance!(composed_suite, super::Composed);
+
+/// Attention as a GPU composes it, on the CPU.
+struct Composed;
+
+impl ModuleOp for Composed {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cases(&self) -> Vec<String> {
+        conform::Conformance.cases()
+    }
+
+    fn inputs(&self, case: usize) -> Vec<ModuleInput> {
+        conform::Conformance.inputs(case)
+    }
+
+    fn run(&self, case: usize, x: &[Var]) -> Result<Vec<Var>> {
+        Ok(vec![conform::variants()[case].run(x, false, composed)?.o])
+    }
+
+    fn reference(&self, case: usize, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        conform::Conformance.reference(case, x)
+    }
+
+    fn reference_backward(&self, case: usize, x: &[Vec<f64>], d_out: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        conform::Conformance.reference_backward(case, x, d_out)
+    }
+}
+
+fn composed(args: &AttentionArgs) -> Result<AttentionOutput> {
+    let (plan, inputs) = check(args)?;
+    run_composed(args, plan, inputs)
+}
 
 #[test]
 fn attention_maps_are_the_probabilities() {
@@ -14,9 +49,12 @@ fn attention_maps_are_the_probabilities() {
             inputs.iter().enumerate().map(|(i, x)| randn(i as u64, &x.dims, DType::F64)).collect();
         let x: Vec<Vec<f64>> = t.iter().map(|t| t.to_f64_vec().unwrap()).collect();
         let vars: Vec<Var> = t.into_iter().map(Var::constant).collect();
-        let maps = v.run(&vars, true).unwrap().maps.unwrap().to_f64_vec().unwrap();
-        let d = relative_l2(&maps, &reference::forward(&v.arrays(&x)).1);
-        assert!(d < crate::conformance::tolerance(DType::F64), "{v:?}: {d}");
+        let want = reference::forward(&v.arrays(&x)).1;
+        for run in [attention, composed] {
+            let maps = v.run(&vars, true, run).unwrap().maps.unwrap().to_f64_vec().unwrap();
+            let d = relative_l2(&maps, &want);
+            assert!(d < crate::conformance::tolerance(DType::F64), "{v:?}: {d}");
+        }
     }
 }
 
