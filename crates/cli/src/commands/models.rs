@@ -37,7 +37,7 @@ impl Row {
             presets: family.presets().iter().map(|(name, _)| name.to_string()).collect(),
             modes: vec!["chunk", "recurrent"],
             dtypes: vec!["f32", "bf16", "f16", "f64"],
-            devices: vec![Device::Cpu.to_string()],
+            devices: vec![Device::Cpu.to_string(), "cuda".into()],
         }
     }
 }
