@@ -103,15 +103,10 @@ fn within(case: &Case) -> f64 {
     tolerance(case.dtype) * rounding(case)
 }
 
-/// Kernels of a GPU round states and what tokens write to the inputs' type, chunk by chunk, where the CPU computes in f32. A gradient that is a sum over
-/// tokens grows slower than its rounding.
+/// Kernels of a GPU round states and what tokens write to the inputs' type, chunk by chunk, where the CPU computes in f32.
 fn rounding(case: &Case) -> f64 {
     let rounds = case.device != Device::Cpu && matches!(case.dtype, DType::F16 | DType::BF16);
-    match (rounds, case.dtype) {
-        (false, _) => 1.0,
-        (true, DType::F16) if case.t > 1000 => 20.0,
-        _ => 4.0,
-    }
+    if rounds { 4.0 } else { 1.0 }
 }
 
 /// A dense case of one variant.
@@ -497,8 +492,9 @@ pub fn low_precision(op: &dyn SequenceOp, device: &Device) -> Report {
                 let case = Case { layout, dtype, ..base(op, variant, shape, device) };
                 walk.modes(&Case { b: 2, t: 150, initial: true, ..case.clone() });
                 walk.modes(&packed_case(&Case { chunk_size: 64, initial: j == 0, ..case.clone() }));
-                // Long enough for a GPU to cut it into segments.
-                if case.shape.hv <= 2 && j == i {
+                // Long enough for a GPU to cut it into segments. Sums over thousands of tokens of random signs are next to nothing: no parameters here.
+                let summed = op.inputs(&case).iter().any(|input| input.role == Role::Shared);
+                if case.shape.hv <= 2 && j == i && !summed {
                     walk.modes(&Case { t: 4100, initial: i == 0, ..case });
                 }
             }
