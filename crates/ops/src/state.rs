@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use flashlin_tensor::{DType, Error, Result, Var};
+use flashlin_tensor::{DType, Error, Result, Tensor, Var};
 
 /// Order of a recurrent state's two matrix dimensions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -21,6 +21,16 @@ impl StateLayout {
             StateLayout::KV => [n, h, k, v],
             StateLayout::VK => [n, h, v, k],
         }
+    }
+
+    /// A state in this layout as KV, and the way back: a view.
+    pub(crate) fn turned(self, state: &Tensor) -> Result<Tensor> {
+        if self == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
+    }
+
+    /// As [`StateLayout::turned`], in the graph.
+    pub(crate) fn turned_var(self, state: &Var) -> Result<Var> {
+        if self == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
     }
 
     /// Distances between neighbours along K and along V in one head's matrix.

@@ -3,6 +3,7 @@
 use flashlin_tensor::{DType, Device, Error, Result, Tensor, Var};
 
 use super::problem::Problem;
+use crate::kernels::Sizes;
 use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput, StateLayout, composed};
 
 pub(super) const OP: &str = "decay_attention";
@@ -79,17 +80,6 @@ impl<'a> DecayArgs<'a> {
             chunk_size: 64,
         }
     }
-}
-
-/// Sizes of a checked call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
-    pub b: usize,
-    pub t: usize,
-    pub h: usize,
-    pub hv: usize,
-    pub k: usize,
-    pub v: usize,
 }
 
 /// The recurrence of the [decay family](crate::decay), differentiable in every argument given as a [`Var`] and in the

@@ -2,9 +2,10 @@
 
 use flashlin_tensor::{Result, Var};
 
-use super::api::{DecayArgs, Sizes};
+use super::api::DecayArgs;
 use crate::composed::{Composed, repeat_heads};
-use crate::{PackedSeqs, RecurrentState, SeqOutput, StateLayout};
+use crate::kernels::Sizes;
+use crate::{PackedSeqs, RecurrentState, SeqOutput};
 
 /// A checked call.
 pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqOutput> {
@@ -18,18 +19,13 @@ pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqO
         value_gate: a.gv.map(|g| g.to_dtype(dtype)).transpose()?,
         bonus: a.bonus.map(|u| keys(&u.reshape(&[1, 1, s.h, s.k])?)?.reshape(&[s.hv, s.k])).transpose()?,
         erase: None,
-        initial: a.initial_state.map(|h0| key_first(&h0.value, a.layout)).transpose()?,
+        initial: a.initial_state.map(|h0| a.layout.turned_var(&h0.value)).transpose()?,
         seqs,
     };
     let (o, last) = composed.run()?;
-    let last = a.output_final_state.then(|| key_first(&last, a.layout)).transpose()?;
+    let last = a.output_final_state.then(|| a.layout.turned_var(&last)).transpose()?;
     let final_state = last.map(|value| RecurrentState { value, layout: a.layout });
     Ok(SeqOutput { o: o.to_dtype(a.v.dtype())?, final_state })
-}
-
-/// A state in `layout` as KV, and the way back.
-fn key_first(state: &Var, layout: StateLayout) -> Result<Var> {
-    if layout == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
 }
 
 /// All decays of the state's rows in one, `[B, T, HV, 1]` or `[B, T, HV, K]`.

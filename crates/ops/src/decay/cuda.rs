@@ -4,9 +4,9 @@
 use flashlin_tensor::cuda::plan::{Gate, Recurrence};
 use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Result, Tensor, Var};
 
-use super::api::{DecayArgs, OP, Sizes, validate};
+use super::api::{DecayArgs, OP, validate};
 use super::composed;
-use crate::kernels::{self, Chunked, Gates, Step};
+use crate::kernels::{Chunked, Gates, Sizes, Step};
 use crate::recurrence::{recorded, single_tokens};
 use crate::{Mode, PackedSeqs, RecurrentState, SeqOutput};
 
@@ -19,15 +19,14 @@ pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqO
         (None, Some(_)) => Gate::Head,
         _ => Gate::Token,
     };
-    let sizes = kernels::Sizes { b: s.b, t: s.t, h: s.h, hv: s.hv, k: s.k, v: s.v };
     let at = (a.seqs.is_some(), a.layout);
     let general = channels || a.q.device() == Device::Cpu;
-    if !general && let Some(out) = stepped(a, sizes, seqs)? {
+    if !general && let Some(out) = stepped(a, s, seqs)? {
         return Ok(out);
     }
     let call = match general {
         true => None,
-        false => Chunked::of(OP, Recurrence::Decay(gate), a.v.tensor(), sizes, seqs, at)?,
+        false => Chunked::of(OP, Recurrence::Decay(gate), a.v.tensor(), s, seqs, at)?,
     };
     let Some(call) = call else { return composed::run(a, s, seqs) };
     let g = one_gate(a)?;
@@ -36,7 +35,7 @@ pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqO
         q: a.q.tensor().clone(),
         k: a.k.tensor().clone(),
         v: a.v.tensor().clone(),
-        g: g.as_ref().map(|g| g.tensor().contiguous()).transpose()?,
+        g: call.on.dense_if(g.as_ref().map(Var::tensor), DType::F32)?,
         first: first.map(|h0| call.state(h0.tensor())).transpose()?,
         scale: scale(a),
         call,
@@ -64,8 +63,8 @@ fn one_gate(a: &DecayArgs<'_>) -> Result<Option<Var>> {
 }
 
 /// The gates of a step: one for each token.
-fn step_gates(a: &DecayArgs<'_>, s: kernels::Sizes) -> Result<Gates> {
-    let g = one_gate(a)?.map(|g| g.tensor().expand(&[s.b, s.t, s.hv])?.contiguous()).transpose()?;
+fn step_gates(a: &DecayArgs<'_>, s: Sizes) -> Result<Gates> {
+    let g = one_gate(a)?.map(|g| g.tensor().expand(&[s.b, s.t, s.hv])).transpose()?;
     Ok(Gates::Ready { g, beta: None })
 }
 
@@ -78,15 +77,15 @@ fn scale(a: &DecayArgs<'_>) -> f64 {
 }
 
 /// The recurrent form with a new state: rows of equal length, nothing recorded.
-fn stepped(a: &DecayArgs<'_>, s: kernels::Sizes, seqs: &PackedSeqs) -> Result<Option<SeqOutput>> {
+fn stepped(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<Option<SeqOutput>> {
     let few = seqs.longest() == 1 || a.mode == Mode::Recurrent;
     if !few || a.seqs.is_some() || recorded(inputs(a)) {
         return Ok(None);
     }
     let gates = step_gates(a, s)?;
     let step = Step::of(OP, Recurrence::Decay(Gate::Token), a.v.tensor(), s, &gates)?;
-    let first = a.initial_state.map(|h0| (h0, a.layout));
-    step.map(|x| x.anew(qkv(a), &gates, (false, scale(a)), first, a.layout, a.output_final_state)).transpose()
+    step.map(|x| x.anew(qkv(a), &gates, (false, scale(a)), a.initial_state, a.layout, a.output_final_state))
+        .transpose()
 }
 
 fn inputs<'a>(a: &DecayArgs<'a>) -> impl Iterator<Item = &'a Var> {
@@ -104,8 +103,8 @@ pub(crate) fn step_on(a: &DecayArgs<'_>, state: &mut RecurrentState) -> Result<O
     let Some(rows) = single_tokens(a.seqs, s.b, s.t).filter(|rows| !rows.is_empty()) else { return Ok(None) };
     let n = a.seqs.map_or(s.b, PackedSeqs::len);
     state.check(OP, a.layout, a.layout.dims(n, s.hv, s.k, s.v), a.v.dtype())?;
-    let one = kernels::Sizes { b: rows.len(), t: 1, h: s.h, hv: s.hv, k: s.k, v: s.v };
-    let gates = step_gates(a, kernels::Sizes { b: s.b, t: s.t, ..one })?;
+    let one = Sizes { b: rows.len(), t: 1, ..s };
+    let gates = step_gates(a, s)?;
     let step = Step::of(OP, Recurrence::Decay(Gate::Token), a.v.tensor(), one, &gates)?;
     let Some(step) = step else { return Ok(None) };
     Ok(step.in_place(qkv(a), &gates, (false, scale(a)), state, &rows)?.map(Var::constant))
@@ -133,18 +132,7 @@ impl Problem {
     }
 
     fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
-        let o = self.call.rows(false)?;
-        let last = want_state.then(|| self.call.new_state()).transpose()?;
-        let mut x = self.operands()?;
-        x.array("o", &o)?;
-        x.absent("hs");
-        x.optional("ht", "has_ht", last.as_ref())?;
-        let plan = self.call.plan(false, want_state || self.first.is_some())?;
-        // SAFETY: every array has the shape that the kernels' documentation states for these sizes.
-        unsafe { x.run(&plan) }?;
-        let mut out = vec![self.call.own_values(&o)?];
-        out.extend(last.map(|s| self.call.own_state(&s)).transpose()?);
-        Ok(out)
+        self.call.forward(self.operands()?, self.first.is_some(), want_state)
     }
 }
 
@@ -154,33 +142,17 @@ impl Backward for Problem {
         ctx: &mut BackwardCtx<'_>,
         mut grads: Vec<Option<Tensor>>,
     ) -> Result<Vec<Option<Tensor>>> {
-        let call = &self.call;
-        let d_o = call.values(&ctx.or_zeros(0, &mut grads)?)?;
-        let d_last = grads.get_mut(1).and_then(Option::take).map(|d| call.state(&d)).transpose()?;
+        let d = (ctx.or_zeros(0, &mut grads)?, grads.get_mut(1).and_then(Option::take));
         let want_first = self.first.is_some() && ctx.needs(3 + usize::from(self.g.is_some()));
-        let (dq, dk, dv) = (call.rows(true)?, call.rows(true)?, call.rows(false)?);
-        let dg = (self.g.is_some() && ctx.needs(3)).then(|| call.gates()).transpose()?;
-        let d_first = want_first.then(|| call.new_state()).transpose()?;
+        let dg = (self.g.is_some() && ctx.needs(3)).then(|| self.call.gates()).transpose()?;
         let mut x = self.operands()?;
-        for (name, t) in [("d_o", &d_o), ("dq", &dq), ("dk", &dk), ("dv", &dv)] {
-            x.array(name, t)?;
-        }
         x.optional("dg", "has_dg", dg.as_ref())?;
-        x.optional("dht", "has_dht", d_last.as_ref())?;
-        x.optional("dh0", "has_dh0", d_first.as_ref())?;
-        // Of the forward's kernel only the states are wanted.
-        x.absent("o");
-        x.optional("ht", "has_ht", None)?;
-        let plan = call.plan(true, self.first.is_some() || d_last.is_some())?;
-        // SAFETY: as in `forward`.
-        unsafe { x.run(&plan) }?;
-        let mut out = vec![Some(call.own_keys(&dq)?), Some(call.own_keys(&dk)?), Some(call.own_values(&dv)?)];
+        let (qkv, d_first) = self.call.backward(x, d, self.first.is_some(), want_first)?;
+        let mut out = Vec::from(qkv);
         if let Some(g) = &self.g {
             out.push(dg.map(|dg| if g.rank() == 1 { dg.sum(&[0, 1], false) } else { Ok(dg) }).transpose()?);
         }
-        if self.first.is_some() {
-            out.push(d_first.map(|d| call.own_state(&d)).transpose()?);
-        }
+        out.extend(self.first.is_some().then_some(d_first));
         Ok(out)
     }
 }

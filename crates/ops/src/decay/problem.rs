@@ -6,8 +6,9 @@
 use flashlin_tensor::{Backward, BackwardCtx, DType, Element, Result, Tensor};
 use half::{bf16, f16};
 
-use super::api::{DecayArgs, Sizes, output};
+use super::api::{DecayArgs, output};
 use super::cpu::{self, Args, Elements, GradsMut, Path, Seq, Source};
+use crate::kernels::Sizes;
 use crate::simd::Real;
 use crate::{Mode, PackedSeqs, StateLayout};
 

@@ -8,7 +8,7 @@ use super::cpu::L2_EPS;
 use crate::composed::{Composed, Erase, repeat_heads};
 use crate::gate::{DecayGateArgs, decay_gate};
 use crate::norm::l2_norm;
-use crate::{PackedSeqs, RecurrentState, SeqOutput, StateLayout};
+use crate::{PackedSeqs, RecurrentState, SeqOutput};
 
 /// A checked call.
 pub(super) fn run(a: &DeltaArgs<'_>, seqs: &PackedSeqs) -> Result<SeqOutput> {
@@ -28,17 +28,13 @@ pub(super) fn run(a: &DeltaArgs<'_>, seqs: &PackedSeqs) -> Result<SeqOutput> {
         value_gate: None,
         bonus: None,
         erase: Some(Erase { key, before: a.erase_order == EraseOrder::BeforeDecay, beta: beta(a)? }),
-        initial: a.initial_state.map(|h0| key_first(&h0.value, a.layout)).transpose()?,
+        initial: a.initial_state.map(|h0| a.layout.turned_var(&h0.value)).transpose()?,
         seqs,
     };
     let (o, last) = composed.run()?;
-    let last = a.output_final_state.then(|| key_first(&last, a.layout)).transpose()?;
+    let last = a.output_final_state.then(|| a.layout.turned_var(&last)).transpose()?;
     let final_state = last.map(|value| RecurrentState { value, layout: a.layout });
     Ok(SeqOutput { o: o.to_dtype(a.v.dtype())?, final_state })
-}
-
-pub(super) fn key_first(state: &Var, layout: StateLayout) -> Result<Var> {
-    if layout == StateLayout::KV { Ok(state.clone()) } else { state.transpose(2, 3) }
 }
 
 /// `[B, T, HV, 1 or V]`, through its activation.

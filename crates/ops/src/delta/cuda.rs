@@ -60,9 +60,8 @@ fn step_gates(a: &DeltaArgs<'_>) -> Result<Gates> {
         let (a_log, dt_bias) = (f32s(a_log)?, f32s(dt_bias)?);
         return Ok(Gates::Raw(Raw { a: g.tensor().clone(), b: beta.tensor().clone(), a_log, dt_bias, most }));
     }
-    let ready = |x: Option<Var>| x.map(|x| x.tensor().contiguous()).transpose();
-    let [g, beta] = gates(a)?;
-    Ok(Gates::Ready { g: ready(g)?, beta: ready(beta)? })
+    let [g, beta] = gates(a)?.map(|x| x.map(|x| x.tensor().clone()));
+    Ok(Gates::Ready { g, beta })
 }
 
 /// The recurrent form with a new state: rows of equal length, nothing recorded.
@@ -74,9 +73,10 @@ fn stepped(a: &DeltaArgs<'_>, seqs: &PackedSeqs) -> Result<Option<SeqOutput>> {
     let gates = step_gates(a)?;
     let step = Step::of(a.op, Recurrence::Delta, a.v.tensor(), sizes(a), &gates)?;
     let qkv = [a.q, a.k, a.v].map(Var::tensor);
-    let first = a.initial_state.map(|h0| (h0, a.layout));
-    step.map(|s| s.anew(qkv, &gates, (a.qk_l2norm, scale(a)), first, a.layout, a.output_final_state))
-        .transpose()
+    step.map(|s| {
+        s.anew(qkv, &gates, (a.qk_l2norm, scale(a)), a.initial_state, a.layout, a.output_final_state)
+    })
+    .transpose()
 }
 
 /// Advances a state where it lies, if the call is a step that the kernel knows and the state is nobody else's.
@@ -98,7 +98,7 @@ pub(super) fn step_on(a: &DeltaArgs<'_>, state: &mut RecurrentState) -> Result<O
 fn chunked(a: &DeltaArgs<'_>, call: Chunked) -> Result<SeqOutput> {
     let [g, beta] = gates(a)?;
     let first = a.initial_state.map(|h0| &h0.value);
-    let own = |x: &Option<Var>| x.as_ref().map(|x| x.tensor().contiguous()).transpose();
+    let own = |x: &Option<Var>| call.on.dense_if(x.as_ref().map(Var::tensor), DType::F32);
     let problem = Problem {
         q: a.q.tensor().clone(),
         k: a.k.tensor().clone(),
@@ -147,19 +147,7 @@ impl Problem {
     }
 
     fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
-        let o = self.call.rows(false)?;
-        let last = want_state.then(|| self.call.new_state()).transpose()?;
-        let mut x = self.operands()?;
-        x.array("o", &o)?;
-        x.absent("hs");
-        x.absent("us");
-        x.optional("ht", "has_ht", last.as_ref())?;
-        let plan = self.call.plan(false, want_state || self.first.is_some())?;
-        // SAFETY: every array has the shape that the kernels' documentation states for these sizes.
-        unsafe { x.run(&plan) }?;
-        let mut out = vec![self.call.own_values(&o)?];
-        out.extend(last.map(|s| self.call.own_state(&s)).transpose()?);
-        Ok(out)
+        self.call.forward(self.operands()?, self.first.is_some(), want_state)
     }
 }
 
@@ -169,34 +157,18 @@ impl Backward for Problem {
         ctx: &mut BackwardCtx<'_>,
         mut grads: Vec<Option<Tensor>>,
     ) -> Result<Vec<Option<Tensor>>> {
-        let call = &self.call;
-        let d_o = call.values(&ctx.or_zeros(0, &mut grads)?)?;
-        let d_last = grads.get_mut(1).and_then(Option::take).map(|d| call.state(&d)).transpose()?;
+        let d = (ctx.or_zeros(0, &mut grads)?, grads.get_mut(1).and_then(Option::take));
         let at = 3 + usize::from(self.g.is_some()) + usize::from(self.beta.is_some());
         let want_first = self.first.is_some() && ctx.needs(at);
-        let (dq, dk, dv) = (call.rows(true)?, call.rows(true)?, call.rows(false)?);
-        let (dg, dbeta) = (call.gates()?, call.gates()?);
-        let d_first = want_first.then(|| call.new_state()).transpose()?;
+        let (dg, dbeta) = (self.call.gates()?, self.call.gates()?);
         let mut x = self.operands()?;
-        for (name, t) in
-            [("d_o", &d_o), ("dq", &dq), ("dk", &dk), ("dv", &dv), ("dg", &dg), ("dbeta", &dbeta)]
-        {
-            x.array(name, t)?;
-        }
-        x.optional("dht", "has_dht", d_last.as_ref())?;
-        x.optional("dh0", "has_dh0", d_first.as_ref())?;
-        // Of the forward's kernel only the states are wanted.
-        x.absent("o");
-        x.optional("ht", "has_ht", None)?;
-        let plan = call.plan(true, self.first.is_some() || d_last.is_some())?;
-        // SAFETY: as in `forward`.
-        unsafe { x.run(&plan) }?;
-        let mut out = vec![Some(call.own_keys(&dq)?), Some(call.own_keys(&dk)?), Some(call.own_values(&dv)?)];
+        x.array("dg", &dg)?;
+        x.array("dbeta", &dbeta)?;
+        let (qkv, d_first) = self.call.backward(x, d, self.first.is_some(), want_first)?;
+        let mut out = Vec::from(qkv);
         out.extend(self.g.is_some().then_some(Some(dg)));
         out.extend(self.beta.is_some().then_some(Some(dbeta)));
-        if self.first.is_some() {
-            out.push(d_first.map(|d| call.own_state(&d)).transpose()?);
-        }
+        out.extend(self.first.is_some().then_some(d_first));
         Ok(out)
     }
 }

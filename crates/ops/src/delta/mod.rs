@@ -15,6 +15,7 @@ mod tests;
 
 pub use args::{DeltaArgs, DeltaGate, EraseOrder, GateActivation};
 pub use conform::Conformance;
+pub(crate) use cpu::L2_EPS;
 use flashlin_tensor::{DType, Result};
 pub use flops::chunk_matrix_flops;
 pub use resume::delta_step_on;

@@ -107,35 +107,77 @@ impl Chunked {
     }
 
     /// A plan of this call. `state`: one takes part.
-    pub fn plan(&self, backward: bool, state: bool) -> Result<plan::Plan> {
+    fn plan(&self, backward: bool, state: bool) -> Result<plan::Plan> {
         let make = if backward { plan::backward } else { plan::forward };
         make(&self.on.machine()?, &self.shape, self.recurrence, self.kind, state).map_err(Error::Kernel)
     }
 
-    /// Queries, keys as the kernels read them: contiguous, of their width.
-    pub fn keys(&self, x: &Tensor) -> Result<Tensor> {
-        padded(x, 3, self.shape.key_dim)?.contiguous()
+    /// The forward on its operands (with their initial state, if there is one): o, and the states after the last tokens where wanted.
+    pub fn forward(&self, mut x: Operands, first: bool, want_state: bool) -> Result<Vec<Tensor>> {
+        let o = self.rows(false)?;
+        let last = want_state.then(|| self.new_state()).transpose()?;
+        x.array("o", &o)?;
+        x.absent("hs");
+        x.absent("us");
+        x.optional("ht", "has_ht", last.as_ref())?;
+        let plan = self.plan(false, want_state || first)?;
+        // SAFETY: every array has the shape that the kernels' documentation states for these sizes.
+        unsafe { x.run(&plan) }?;
+        let mut out = vec![self.own_values(&o)?];
+        out.extend(last.map(|s| self.own_state(&s)).transpose()?);
+        Ok(out)
+    }
+
+    /// The backward on the forward's operands and the gradients of its gates: those of q, k and v, and of the initial state where wanted.
+    pub fn backward(
+        &self,
+        mut x: Operands,
+        (d_o, d_last): (Tensor, Option<Tensor>),
+        first: bool,
+        want_first: bool,
+    ) -> Result<([Option<Tensor>; 3], Option<Tensor>)> {
+        let d_o = self.values(&d_o)?;
+        let d_last = d_last.map(|d| self.state(&d)).transpose()?;
+        let (dq, dk, dv) = (self.rows(true)?, self.rows(true)?, self.rows(false)?);
+        let d_first = want_first.then(|| self.new_state()).transpose()?;
+        for (name, t) in [("d_o", &d_o), ("dq", &dq), ("dk", &dk), ("dv", &dv)] {
+            x.array(name, t)?;
+        }
+        x.optional("dht", "has_dht", d_last.as_ref())?;
+        x.optional("dh0", "has_dh0", d_first.as_ref())?;
+        // Of the forward's kernel only the states are wanted.
+        x.absent("o");
+        x.optional("ht", "has_ht", None)?;
+        let plan = self.plan(true, first || d_last.is_some())?;
+        // SAFETY: as in `forward`.
+        unsafe { x.run(&plan) }?;
+        let inputs = [Some(self.own_keys(&dq)?), Some(self.own_keys(&dk)?), Some(self.own_values(&dv)?)];
+        Ok((inputs, d_first.map(|d| self.own_state(&d)).transpose()?))
+    }
+
+    /// Queries, keys as the kernels read them: dense, of their width.
+    fn keys(&self, x: &Tensor) -> Result<Tensor> {
+        self.on.dense(&padded(x, 3, self.shape.key_dim)?, x.dtype())
     }
 
     /// The same for values.
-    pub fn values(&self, x: &Tensor) -> Result<Tensor> {
-        padded(x, 3, self.shape.value_dim)?.contiguous()
+    fn values(&self, x: &Tensor) -> Result<Tensor> {
+        self.on.dense(&padded(x, 3, self.shape.value_dim)?, x.dtype())
     }
 
     /// A state as the kernels read it.
     pub fn state(&self, x: &Tensor) -> Result<Tensor> {
-        let x = if self.layout == StateLayout::VK { x.transpose(2, 3)? } else { x.clone() };
-        padded(&padded(&x, 2, self.shape.key_dim)?, 3, self.shape.value_dim)?.contiguous()
+        let dims = [self.shape.key_dim, self.shape.value_dim];
+        self.on.dense(&padded_state(&self.layout.turned(x)?, dims)?, DType::F32)
     }
 
     /// A state as the caller has it.
-    pub fn own_state(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.narrow(2, 0, self.sizes.k)?.narrow(3, 0, self.sizes.v)?;
-        if self.layout == StateLayout::VK { x.transpose(2, 3)?.contiguous() } else { x.contiguous() }
+    fn own_state(&self, x: &Tensor) -> Result<Tensor> {
+        self.layout.turned(&x.narrow(2, 0, self.sizes.k)?.narrow(3, 0, self.sizes.v)?)?.contiguous()
     }
 
     /// `[B, T, HV, width of the kernel]` for keys, or for values.
-    pub fn rows(&self, keys: bool) -> Result<Tensor> {
+    fn rows(&self, keys: bool) -> Result<Tensor> {
         let s = &self.sizes;
         let width = if keys { self.shape.key_dim } else { self.shape.value_dim };
         Tensor::empty(&[s.b, s.t, s.hv, width], self.dtype, &self.on.device())
@@ -148,19 +190,19 @@ impl Chunked {
     }
 
     /// An uninitialised state of the kernels.
-    pub fn new_state(&self) -> Result<Tensor> {
+    fn new_state(&self) -> Result<Tensor> {
         let s = &self.shape;
         let dims = [s.sequences.count(), s.value_heads, s.key_dim, s.value_dim];
         Tensor::empty(&dims, DType::F32, &self.on.device())
     }
 
     /// A result `[B, T, HV, V]` without the padding.
-    pub fn own_values(&self, x: &Tensor) -> Result<Tensor> {
+    fn own_values(&self, x: &Tensor) -> Result<Tensor> {
         x.narrow(3, 0, self.sizes.v)?.contiguous()
     }
 
     /// A gradient `[B, T, HV, K]` as that of the H heads: the sum over those that share one, without the padding.
-    pub fn own_keys(&self, x: &Tensor) -> Result<Tensor> {
+    fn own_keys(&self, x: &Tensor) -> Result<Tensor> {
         let s = &self.sizes;
         if s.h == s.hv {
             return x.narrow(3, 0, s.k)?.contiguous();
@@ -183,6 +225,11 @@ fn widest(recurrence: Recurrence) -> &'static str {
         Recurrence::Decay(_) => "decay_bwd",
         Recurrence::Delta => "delta_bwd",
     }
+}
+
+/// A state `[N, HV, K, V]` with zeros up to the kernels' dims.
+fn padded_state(x: &Tensor, [k, v]: [usize; 2]) -> Result<Tensor> {
+    padded(&padded(x, 2, k)?, 3, v)
 }
 
 /// Zeros after the end of a dimension.

@@ -4,7 +4,8 @@ use flashlin_tensor::cuda::plan::{self, Recurrence, RecurrentShape, Sequences};
 use flashlin_tensor::cuda::{Launcher, Operands};
 use flashlin_tensor::{DType, Error, Result, Tensor};
 
-use super::{Sizes, padded};
+use super::{Sizes, padded, padded_state};
+use crate::delta::L2_EPS;
 use crate::{RecurrentState, SeqOutput, StateLayout};
 
 /// Gates as projections, for the kernel to apply: `g = -e^(a_log) softplus(a + dt_bias)`, `beta = most sigmoid(b)`.
@@ -37,9 +38,6 @@ pub(crate) struct Step {
     sizes: Sizes,
     dims: [usize; 2],
 }
-
-/// Added to the squares' sum under a norm's root.
-const EPS: f64 = 1e-6;
 
 impl Step {
     /// For these sizes and this dtype, if there is a kernel.
@@ -76,24 +74,19 @@ impl Step {
         qkv: [&Tensor; 3],
         gates: &Gates,
         how: (bool, f64),
-        first: Option<(&RecurrentState, StateLayout)>,
+        first: Option<&RecurrentState>,
         layout: StateLayout,
         want_state: bool,
     ) -> Result<SeqOutput> {
         let (s, [k, v]) = (&self.sizes, self.dims);
         let state = match first {
             None => Tensor::zeros(&[s.b, s.hv, k, v], DType::F32, &self.on.device())?,
-            Some((h0, layout)) => {
-                let h0 = h0.value.tensor();
-                let h0 = if layout == StateLayout::VK { h0.transpose(2, 3)? } else { h0.clone() };
-                padded(&padded(&h0, 2, k)?, 3, v)?.copy()?
-            }
+            Some(h0) => padded_state(&h0.layout.turned(h0.value.tensor())?, [k, v])?.copy()?,
         };
         let o = self.run(qkv, gates, how, &state, None)?;
         let last = || {
             let own = state.narrow(2, 0, s.k)?.narrow(3, 0, s.v)?;
-            let own = if layout == StateLayout::VK { own.transpose(2, 3)? } else { own };
-            Ok(RecurrentState { value: own.contiguous()?.into(), layout })
+            Ok(RecurrentState { value: layout.turned(&own)?.contiguous()?.into(), layout })
         };
         Ok(SeqOutput { o: o.into(), final_state: want_state.then(last).transpose()? })
     }
@@ -140,9 +133,9 @@ impl Step {
         let s = &self.sizes;
         let o = Tensor::empty(&[s.b, s.t, s.hv, self.dims[1]], v.dtype(), &v.device())?;
         let mut x = Operands::new(self.on);
-        x.array("q", &padded(q, 3, self.dims[0])?.contiguous()?)?;
-        x.array("k", &padded(k, 3, self.dims[0])?.contiguous()?)?;
-        x.array("v", &padded(v, 3, self.dims[1])?.contiguous()?)?;
+        for (name, t, dim) in [("q", q, 0), ("k", k, 0), ("v", v, 1)] {
+            x.array(name, &self.on.dense(&padded(t, 3, self.dims[dim])?, v.dtype())?)?;
+        }
         x.array("s", state)?;
         x.array("o", &o)?;
         x.absent("kept");
@@ -152,7 +145,7 @@ impl Step {
         for (name, n) in [("b", s.b), ("t", s.t), ("h", s.h), ("hv", s.hv)].into_iter().chain(flags) {
             x.int(name, n)?;
         }
-        x.float("eps", EPS);
+        x.float("eps", L2_EPS);
         x.float("scale", scale);
         // SAFETY: the arrays have the shapes of the kernel's documentation; slots were made from rows of the state.
         unsafe { x.run(&self.plan) }?;
@@ -162,18 +155,18 @@ impl Step {
     fn gates(&self, x: &mut Operands, gates: &Gates) -> Result<()> {
         match gates {
             Gates::Ready { g, beta } => {
-                x.optional("g", "has_g", g.as_ref())?;
-                x.optional("beta", "has_beta", beta.as_ref())?;
+                x.optional("g", "has_g", self.on.dense_if(g.as_ref(), DType::F32)?.as_ref())?;
+                x.optional("beta", "has_beta", self.on.dense_if(beta.as_ref(), DType::F32)?.as_ref())?;
                 ["a", "braw", "a_log", "dt_bias"].into_iter().for_each(|name| x.absent(name));
                 x.float("bmax", 1.0);
             }
             Gates::Raw(raw) => {
                 x.optional("g", "has_g", None)?;
                 x.optional("beta", "has_beta", None)?;
-                x.array("a", &raw.a.contiguous()?)?;
-                x.array("braw", &raw.b.contiguous()?)?;
-                x.array("a_log", &raw.a_log.contiguous()?)?;
-                x.array("dt_bias", &raw.dt_bias.contiguous()?)?;
+                let (a, b) = (("a", &raw.a), ("braw", &raw.b));
+                for (name, t) in [a, b, ("a_log", &raw.a_log), ("dt_bias", &raw.dt_bias)] {
+                    x.array(name, &self.on.dense(t, t.dtype())?)?;
+                }
                 x.float("bmax", raw.most);
             }
         }
