@@ -31,7 +31,12 @@ fn models() -> String {
         table.row([name, r.summary.into(), r.modes.join(", "), r.dtypes.join(", "), r.devices.join(", ")]);
     }
     text.push_str(&table.markdown());
-    text.push_str("\nEvery family but mamba2 (and the transformer, which has nothing else) also takes softmax attention at chosen layers (`attn`, see [config.md](config.md)).\n");
+    let without =
+        REGISTRY.iter().filter(|f| f.keys().iter().all(|k| k.name != "attn")).map(|f| f.model_type());
+    text.push_str(&format!(
+        "\nEvery family but {} also takes softmax attention at chosen layers (`attn`, see [config.md](config.md)).\n",
+        without.collect::<Vec<_>>().join(", ")
+    ));
     for family in REGISTRY {
         text.push_str(&format!("\n## {}\n\nPaper: {}. ", family.model_type(), family.paper()));
         text.push_str(&format!("Class in `architectures`: `{}`. Presets:\n\n", family.architecture()));

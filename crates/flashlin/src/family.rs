@@ -61,10 +61,16 @@ pub trait FamilyDef: Sync + 'static {
     /// Whether the embedding of `pad_token_id` learns nothing as an input, as in the peer's models but Mamba-2.
     const FREEZES_PADDING: bool = true;
 
+    /// Whether the peer's mixers run over the boundaries of packed sequences.
+    const PEER_CROSSES_BOUNDARIES: bool = false;
+
     /// Defaults of base keys where they differ from the common ones.
     fn defaults() -> Value {
         Value::Object(Map::new())
     }
+
+    /// Defaults that depend on other keys.
+    fn adapt(_base: &mut BaseConfig) {}
 
     /// Ready-made sizes.
     fn presets() -> Vec<(&'static str, Value)>;
@@ -149,7 +155,8 @@ impl<F: FamilyDef> ModelFamily for F {
     }
 
     fn parse(&self, raw: &Map) -> Result<Arc<dyn FamilyConfig>> {
-        let base = BaseConfig::with_defaults(&object(<F as FamilyDef>::defaults()), raw)?;
+        let mut base = BaseConfig::with_defaults(&object(<F as FamilyDef>::defaults()), raw)?;
+        F::adapt(&mut base);
         Ok(Arc::new(Typed::<F> { base, own: F::Own::default().read(raw)? }))
     }
 
@@ -163,6 +170,10 @@ impl<F: FamilyDef> ModelFamily for F {
 
     fn freezes_padding(&self) -> bool {
         F::FREEZES_PADDING
+    }
+
+    fn peer_crosses_boundaries(&self) -> bool {
+        F::PEER_CROSSES_BOUNDARIES
     }
 }
 
@@ -185,6 +196,25 @@ pub(crate) fn mixer_and_mlp<L: Layer + 'static>(
     let parts = vec![
         SubLayer { key: "attn", norm: mixer_norm, layer: mixer },
         SubLayer { key: "mlp", norm: mlp_norm, layer: mlp },
+    ];
+    Ok(Block { parts, residual_f32: false })
+}
+
+/// The block whose sub-layers are called mixer and MLP in checkpoints: `mixer_norm`, `mixer`, `mlp_norm`, `mlp`.
+pub(crate) fn named_mixer_and_mlp(
+    base: &BaseConfig,
+    init: &Init,
+    mixer: Box<dyn Layer>,
+    mlp: &BaseConfig,
+) -> Result<Block> {
+    let norm = |key: &str| RmsNorm::new(&init.sub(key), base.hidden_size, base.norm_eps, true);
+    let parts = vec![
+        SubLayer { key: "mixer", norm: norm("mixer_norm")?, layer: mixer },
+        SubLayer {
+            key: "mlp",
+            norm: norm("mlp_norm")?,
+            layer: Box::new(GatedMlp::new(&init.sub("mlp"), mlp)?),
+        },
     ];
     Ok(Block { parts, residual_f32: false })
 }
@@ -244,6 +274,14 @@ fn check_head(key: &'static str, d: usize, most: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(key, format!("gives heads of {d}; supported: 1 to {most}")))
+}
+
+/// A window holds at least the token itself.
+pub(crate) fn check_window(window: Option<usize>) -> Result<()> {
+    match window {
+        Some(0) => Err(Error::config("window_size", "is 0, expected a positive integer or null")),
+        _ => Ok(()),
+    }
 }
 
 /// Rotary embedding pairs channels, so heads must have an even width.

@@ -25,6 +25,10 @@ pub enum Dist {
     Uniform(f64, f64),
     /// ln of a uniform in [lo, hi): how `A_log` starts.
     LogUniform(f64, f64),
+    /// ln(1 + i mod n) of element i: rates 1 to n of each channel's state (S4D real).
+    LogCount(usize),
+    /// logit of a uniform in [lo, hi).
+    LogitUniform(f64, f64),
     /// softplus^-1 of a step size drawn log-uniformly from [min, max), at least `floor`: how `dt_bias` starts.
     InverseSoftplusStep {
         /// Smallest step.
@@ -37,6 +41,18 @@ pub enum Dist {
 }
 
 impl Dist {
+    /// Glorot's uniform distribution of a matrix `[output, input]`, times `gain`.
+    pub fn xavier(input: usize, output: usize, gain: f64) -> Dist {
+        let bound = gain * (6.0 / (input + output) as f64).sqrt();
+        Dist::Uniform(-bound, bound)
+    }
+
+    /// Uniform in +-1/sqrt(fan_in): what PyTorch gives layers that a model does not initialise itself.
+    pub fn torch_default(fan_in: usize) -> Dist {
+        let bound = 1.0 / (fan_in as f64).sqrt();
+        Dist::Uniform(-bound, bound)
+    }
+
     fn sample(self, rng: &Philox, i: u64) -> f64 {
         match self {
             Dist::Zeros => 0.0,
@@ -45,6 +61,11 @@ impl Dist {
             Dist::Uniform(lo, hi) => lo + (hi - lo) * rng.uniform(i),
             // 1 - u avoids ln 0 when lo is 0.
             Dist::LogUniform(lo, hi) => (hi - (hi - lo) * rng.uniform(i)).ln(),
+            Dist::LogCount(n) => ((i % n.max(1) as u64) as f64).ln_1p(),
+            Dist::LogitUniform(lo, hi) => {
+                let p = lo + (hi - lo) * rng.uniform(i);
+                (p / (1.0 - p)).ln()
+            }
             Dist::InverseSoftplusStep { min, max, floor } => {
                 let dt = (rng.uniform(i) * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
                 dt + (-(-dt).exp_m1()).ln()
@@ -69,6 +90,8 @@ pub enum Role {
 pub(crate) struct ParamList {
     pub params: Vec<Arc<Parameter>>,
     pub roles: Vec<Role>,
+    /// Keys that stand for another parameter: (alias, owner).
+    pub tied: Vec<(String, String)>,
 }
 
 /// A place in the tree of names where parameters are made.
@@ -140,6 +163,27 @@ impl Init {
         let prefix =
             if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Init { prefix, ..self.clone() }
+    }
+
+    /// The parameter at this absolute key, made by the first block that asks for it: what several blocks share.
+    ///
+    /// # Errors
+    /// As [`Init::param`].
+    pub fn shared(&self, key: &str, dims: &[usize], dist: Dist, role: Role) -> Result<Arc<Parameter>> {
+        let made = self.list.borrow().params.iter().find(|p| p.name() == key).cloned();
+        match made {
+            Some(param) => Ok(param),
+            None => Init { prefix: String::new(), ..self.clone() }.param(key, dims, dist, role),
+        }
+    }
+
+    /// The keys below `alias` stand for the parameters made below `owner`: checkpoints may hold either or both.
+    pub fn tie(&self, alias: &str, owner: &str) {
+        let (alias, owner) = (self.sub(alias).prefix, format!("{}.", self.sub(owner).prefix));
+        let mut list = self.list.borrow_mut();
+        let names = list.params.iter().filter_map(|p| Some((p.name().strip_prefix(&owner)?, p.name())));
+        let pairs: Vec<_> = names.map(|(rest, name)| (format!("{alias}.{rest}"), name.to_string())).collect();
+        list.tied.extend(pairs);
     }
 
     /// Standard deviation of linear weights.
@@ -237,6 +281,16 @@ mod tests {
         assert!(mean(&normal).abs() < 4e-4 && (std - 0.02).abs() < 4e-4);
         let a: Vec<f64> = draw("a", Dist::LogUniform(0.0, 16.0)).iter().map(|x| x.exp()).collect();
         assert!((mean(&a) - 8.0).abs() < 0.1 && a.iter().all(|x| *x > 0.0 && *x <= 16.0));
+        let tau = draw("tau", Dist::LogitUniform(1.0 / 16.0, 0.9));
+        let p: Vec<f64> = tau.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+        assert!(
+            (mean(&p) - (1.0 / 16.0 + 0.9) / 2.0).abs() < 0.01
+                && p.iter().all(|p| *p > 0.0624 && *p < 0.9001)
+        );
+        let counts = draw("count", Dist::LogCount(3));
+        assert!(counts.iter().zip([0.0, 2f64.ln(), 3f64.ln(), 0.0]).all(|(a, b)| (a - b).abs() < 1e-12));
+        let glorot = draw("glorot", Dist::xavier(2, 4, 0.5));
+        assert!(glorot.iter().all(|x| x.abs() < 0.5) && glorot.iter().any(|x| x.abs() > 0.49));
         let dt = draw("dt", Dist::InverseSoftplusStep { min: 1e-3, max: 0.1, floor: 1e-4 });
         let log_step: Vec<f64> = dt.iter().map(|x| x.exp().ln_1p().ln()).collect();
         let middle = (1e-3f64.ln() + 0.1f64.ln()) / 2.0;

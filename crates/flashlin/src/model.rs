@@ -181,7 +181,8 @@ impl Model {
         } else {
             Linear::new(&init.sub("lm_head"), base.hidden_size, base.vocab_size, false)?.weight().clone()
         };
-        let ParamList { params, roles } = init.finish();
+        let ParamList { params, roles, tied: others } = init.finish();
+        tied.extend(others);
         Ok(Model {
             config: config.clone(),
             generation: None,

@@ -43,6 +43,10 @@ pub trait ModelFamily: Sync {
     fn freezes_padding(&self) -> bool {
         true
     }
+    /// Whether the peer's mixers of this family run over the boundaries of packed sequences (ours do not).
+    fn peer_crosses_boundaries(&self) -> bool {
+        false
+    }
 }
 
 /// The typed config of a family.
@@ -89,6 +93,17 @@ pub static REGISTRY: &[&dyn ModelFamily] = &[
     &features::kda::Kda,
     &features::mamba2::Mamba2,
     &features::transformer::Transformer,
+    &features::linear_attn::LinearAttn,
+    &features::lightnet::LightNet,
+    &features::hgrn::Hgrn,
+    &features::hgrn2::Hgrn2,
+    &features::gsa::Gsa,
+    &features::abc::Abc,
+    &features::forgetting_transformer::ForgettingTransformer,
+    &features::mla::Mla,
+    &features::mamba::Mamba,
+    &features::samba::Samba,
+    &features::rodimus::Rodimus,
 ];
 
 /// The family with this `model_type`.

@@ -118,6 +118,7 @@ fn options_act() {
                "num_heads": 2, "intermediate_size": 48})
     };
     let gdn = |k: Value| (json!({"head_dim": 16}), k);
+    let latent = |_: Value| json!({"q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 8, "qk_nope_head_dim": 6, "qk_head_dim": 14, "v_head_dim": 10});
     let hybrid = |k: Value| {
         let mut a = json!({"layers": [0], "num_heads": 4, "num_kv_heads": 4});
         for (key, v) in k.as_object().unwrap() {
@@ -139,6 +140,31 @@ fn options_act() {
         ("transformer", (json!({}), json!({"window_size": 3}))),
         ("transformer", (json!({}), json!({"rope_theta": 50.0}))),
         ("transformer", (json!({}), json!({"qk_norm": true}))),
+        ("linear_attn", (json!({}), json!({"feature_map": "relu"}))),
+        ("linear_attn", (json!({}), json!({"norm_q": true}))),
+        ("linear_attn", (json!({}), json!({"norm_k": true}))),
+        ("linear_attn", (json!({}), json!({"norm_feature_map": true}))),
+        ("linear_attn", (json!({}), json!({"tie_feature_map_qk": true}))),
+        ("lightnet", (json!({"expand_ratio": 16}), json!({"use_short_conv": true}))),
+        ("hgrn2", (json!({"num_heads": null, "expand_ratio": 16}), json!({"expand_ratio": 8}))),
+        ("gsa", (json!({"num_slots": 4}), json!({"gate_logit_normalizer": 1.0}))),
+        ("gsa", (json!({"num_slots": 4}), json!({"feature_map": "relu"}))),
+        ("gsa", (json!({"num_slots": 4}), json!({"num_slots": 5}))),
+        ("abc", (json!({"num_slots": 4}), json!({"clamp_max": 0.01}))),
+        ("abc", (json!({"num_slots": 4}), json!({"clamp_min": -0.01}))),
+        ("abc", (json!({"num_slots": 4}), json!({"use_rope": false}))),
+        ("forgetting_transformer", (json!({}), json!({"window_size": 3}))),
+        ("forgetting_transformer", (json!({}), json!({"use_output_gate": true}))),
+        ("mla", (latent(json!({})), json!({"window_size": 3}))),
+        ("mla", (latent(json!({})), json!({"rope_theta": 50.0}))),
+        ("mla", (latent(json!({})), json!({"q_lora_rank": null}))),
+        (
+            "mla",
+            (
+                latent(json!({})),
+                json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale_all_dim": 1.0}}),
+            ),
+        ),
         ("gla", (hybrid(json!({})), hybrid(json!({"window_size": 3})))),
         ("gla", (hybrid(json!({})), hybrid(json!({"rope_theta": 50.0})))),
         ("gla", (hybrid(json!({})), hybrid(json!({"num_kv_heads": 2})))),
@@ -190,12 +216,32 @@ fn parameter_statistics_follow_the_initialisation() {
         let mean = v.iter().sum::<f64>() / v.len() as f64;
         (mean, (v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / v.len() as f64).sqrt())
     };
-    for family in ["gla", "retnet", "delta_net", "gated_deltanet", "kda", "mamba2", "transformer"] {
-        let keys = json!({"model_type": family, "hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 1000, "initializer_range": 0.006});
-        let mut keys = keys;
-        if !["mamba2"].contains(&family) {
-            keys["num_heads"] = json!(4);
-        }
+    // Uniform in +-bound; Glorot's bound with the peer's gain.
+    let uniform = |bound: f64| bound / 3f64.sqrt();
+    let glorot = |p: &[usize]| uniform(2f64.powf(-2.5) * (6.0 / (p[0] + p[1]) as f64).sqrt());
+    let families = [
+        ("gla", json!({"num_heads": 4})),
+        ("retnet", json!({"num_heads": 4})),
+        ("delta_net", json!({"num_heads": 4})),
+        ("gated_deltanet", json!({"num_heads": 4})),
+        ("kda", json!({"num_heads": 4})),
+        ("mamba2", json!({})),
+        ("transformer", json!({"num_heads": 4})),
+        ("linear_attn", json!({"num_heads": 4})),
+        ("lightnet", json!({})),
+        ("hgrn", json!({})),
+        ("hgrn2", json!({})),
+        ("gsa", json!({"feature_map": "t2r"})),
+        ("abc", json!({})),
+        ("forgetting_transformer", json!({"num_heads": 4})),
+        ("mla", json!({"num_heads": 2})),
+        ("mamba", json!({})),
+        ("samba", json!({"attn": null, "rescale_prenorm_residual": true})),
+        ("rodimus", json!({"block_type": "rodimus", "bos_token_id": 1, "eos_token_id": 2})),
+    ];
+    for (family, own) in families {
+        let mut keys = json!({"model_type": family, "hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 1000, "initializer_range": 0.006});
+        keys.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
         let m = Model::new(
             &Config::from_json(keys.as_object().unwrap().clone()).unwrap(),
             DType::F32,
@@ -206,13 +252,48 @@ fn parameter_statistics_follow_the_initialisation() {
         for p in m.params() {
             let name = p.name();
             let (mean, std) = stats(&p.tensor());
+            let dims = p.dims();
+            let selective = ["mamba", "samba"].contains(&family);
+            let spread = match name.rsplit_once("mixer.").map(|(_, n)| n) {
+                Some("conv1d.weight" | "conv1d.bias") if selective => Some(uniform(0.5)),
+                Some("dt_proj.weight") => Some(uniform(0.25)),
+                Some("out_proj.weight") if family == "samba" => Some(uniform(1.0 / (512f64 * 2.0).sqrt())),
+                Some(
+                    "g_gate_proj.weight"
+                    | "tau_gate_proj.weight"
+                    | "i_gate_proj.0.weight"
+                    | "i_gate_proj.1.weight",
+                ) => Some(glorot(&dims)),
+                _ => None,
+            };
+            if let Some(want) = spread {
+                assert!(
+                    mean.abs() < 0.05 * want && (std / want - 1.0).abs() < 0.05,
+                    "{family} {name}: {mean} {std} {want}"
+                );
+                continue;
+            }
+            if name.ends_with("tau_gate_proj.bias") {
+                let p: Vec<f64> =
+                    p.tensor().to_f64_vec().unwrap().iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+                assert!(p.iter().all(|p| *p > 1.0 / 16.1 && *p < 0.901), "{family} {name}");
+                continue;
+            }
+            if name.ends_with("lower_bounds") {
+                assert_eq!((mean, std), (0.0, 0.0), "{family} {name}");
+                continue;
+            }
             if name.ends_with("norm.weight")
+                || (dims.len() == 1 && (name.ends_with(".1.weight") || name.ends_with("residual_weight")))
                 || name.ends_with("norm_f.weight")
                 || name.contains("norm_swish_gate")
                 || name.ends_with(".D")
             {
                 assert_eq!((mean, std), (1.0, 0.0), "{family} {name}");
-            } else if name.ends_with(".bias") {
+            } else if name.ends_with(".bias")
+                && !name.ends_with("dt_proj.bias")
+                && !name.ends_with("g_gate_proj.bias")
+            {
                 assert_eq!((mean, std), (0.0, 0.0), "{family} {name}");
             } else if name.ends_with("A_log") {
                 let lo = if family == "gated_deltanet" { f64::NEG_INFINITY } else { -1e-6 };
@@ -220,14 +301,14 @@ fn parameter_statistics_follow_the_initialisation() {
                     p.tensor().to_f64_vec().unwrap().iter().all(|a| *a >= lo && *a <= 16f64.ln() + 1e-6),
                     "{family} {name}"
                 );
-            } else if name.ends_with("dt_bias") {
+            } else if ["dt_bias", "dt_proj.bias", "g_gate_proj.bias"].iter().any(|n| name.ends_with(n)) {
                 let step = |x: &f64| x.exp().ln_1p();
                 let (lo, hi) = (1e-3 * 0.99, 0.1 * 1.01);
                 assert!(
                     p.tensor().to_f64_vec().unwrap().iter().all(|x| step(x) > lo && step(x) < hi),
                     "{family} {name}"
                 );
-            } else if name.ends_with("mixer.out_proj.weight") {
+            } else if name.ends_with("mixer.out_proj.weight") && family == "mamba2" {
                 // Uniform in +-1/sqrt(fan_in), over sqrt(layers).
                 let want = 1.0 / (512f64 * 2.0).sqrt() / 3f64.sqrt();
                 assert!((std / want - 1.0).abs() < 0.03, "{family} {name}: {std} {want}");

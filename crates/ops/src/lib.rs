@@ -14,6 +14,7 @@ pub mod delta;
 pub mod gate;
 mod kernels;
 pub mod loss;
+pub mod maps;
 mod mode;
 pub mod norm;
 mod pairs;
@@ -21,8 +22,10 @@ mod recurrence;
 mod registry;
 pub mod rope;
 mod rows;
+pub mod scan;
 mod seqs;
 pub mod simd;
+pub mod slots;
 pub mod softmax;
 mod state;
 #[cfg(test)]

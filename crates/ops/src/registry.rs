@@ -49,6 +49,12 @@ pub static OPS: &[&OpInfo] = &[
     &crate::loss::CROSS_ENTROPY,
     &crate::loss::LINEAR_CROSS_ENTROPY,
     &crate::softmax::ATTENTION,
+    &crate::maps::FEATURE_MAP,
+    &crate::scan::LINEAR_SCAN,
+    &crate::scan::CUMSUM,
+    &crate::scan::LOGCUMSUMEXP,
+    &crate::scan::SELECTIVE_SCAN,
+    &crate::slots::SLOTS,
 ];
 
 /// The operator with this name.

@@ -24,7 +24,8 @@ pub struct AttentionSpec {
     pub rope_theta: f64,
 }
 
-const KEYS: [&str; 6] = ["layers", "num_heads", "num_kv_heads", "qkv_bias", "window_size", "rope_theta"];
+const KEYS: [&str; 7] =
+    ["layers", "num_heads", "num_kv_heads", "qkv_bias", "qk_norm", "window_size", "rope_theta"];
 
 /// Reads `attn`: null, one dict, or a list of dicts over disjoint layers.
 pub(super) fn parse(value: Option<&Value>, num_layers: usize) -> Result<Vec<AttentionSpec>> {
@@ -97,6 +98,10 @@ fn one_spec(
             .as_bool()
             .ok_or_else(|| Error::config("attn", format!("has qkv_bias = {v}, expected a bool")))?,
     };
+    // The peer's rodimus writes it, and never reads it.
+    if !matches!(spec.get("qk_norm"), None | Some(Value::Null | Value::Bool(false))) {
+        return Err(Error::config("attn", "has qk_norm, which is not supported there; supported: false"));
+    }
     let rope_theta = match spec.get("rope_theta") {
         None => 10_000.0,
         Some(v) => v.as_f64().filter(|t| *t > 0.0 && t.is_finite()).ok_or_else(|| {

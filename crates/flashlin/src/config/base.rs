@@ -92,17 +92,20 @@ impl BaseConfig {
     }
 
     /// Refuses special tokens that the vocabulary does not have.
-    fn check_ids(&self) -> Result<()> {
-        // 1 and 2 are the defaults of BOS and EOS; in a vocabulary without them they mean nothing.
+    fn check_ids(&self, defaults: &BaseConfig) -> Result<()> {
+        // The defaults of BOS and EOS mean nothing in a vocabulary without them.
         let rows = (self.vocab_size as i64).max(3);
+        let usual: Vec<i64> =
+            defaults.eos_token_ids().into_iter().chain(defaults.bos_token_id).map(i64::from).collect();
+        let missing = |id: &i64| *id >= rows && !usual.contains(id);
         let bad = |key: &str, id: i64| {
             let n = self.vocab_size;
             Err(Error::config(key, format!("is {id}, but the vocabulary has {n} tokens (vocab_size)")))
         };
-        if let Some(id) = self.bos_token_id.map(i64::from).filter(|&id| id >= rows) {
+        if let Some(id) = self.bos_token_id.map(i64::from).filter(missing) {
             return bad("bos_token_id", id);
         }
-        if let Some(id) = self.eos_token_ids().into_iter().map(i64::from).find(|&id| id >= rows) {
+        if let Some(id) = self.eos_token_ids().into_iter().map(i64::from).find(missing) {
             return bad("eos_token_id", id);
         }
         // As in Python, -1 is the last one.
@@ -112,8 +115,8 @@ impl BaseConfig {
         }
     }
 
-    /// Refuses sizes that cannot be.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Refuses sizes that cannot be; `defaults` are those of the family.
+    pub(super) fn check(&self, defaults: &BaseConfig) -> Result<()> {
         const WIDEST: usize = 1 << 31;
         const DEEPEST: usize = 1 << 12;
         for (key, n, limit) in [
@@ -144,7 +147,7 @@ impl BaseConfig {
             let why = format!("is {}, expected a token id, a list of them, or null", self.eos_token_id);
             return Err(Error::config("eos_token_id", why));
         }
-        self.check_ids()?;
+        self.check_ids(defaults)?;
         for spec in self.attention()? {
             if !self.hidden_size.is_multiple_of(spec.num_heads) {
                 let why = format!(

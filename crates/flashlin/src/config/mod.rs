@@ -56,7 +56,7 @@ impl Config {
     pub fn with_family(family: &'static dyn ModelFamily, raw: Map) -> Result<Config> {
         table::check_known(family, &raw)?;
         let typed = family.parse(&raw)?;
-        typed.base().check()?;
+        typed.base().check(&BaseConfig::with_defaults(&family.defaults(), &Map::new())?)?;
         typed.check()?;
         Ok(Config { family, typed, raw })
     }

@@ -38,12 +38,27 @@ impl Conv1d {
         activation: Option<Activation>,
         state: &'static str,
     ) -> Result<Self> {
+        let dists = [Some(dist), bias.then_some(Dist::Zeros)];
+        Self::with_init(init, [channels, width], dists, activation, state)
+    }
+
+    /// As [`Conv1d::new`] with distributions of the weights and of the biases (None: no biases).
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_init(
+        init: &Init,
+        [channels, width]: [usize; 2],
+        [weight, bias]: [Option<Dist>; 2],
+        activation: Option<Activation>,
+        state: &'static str,
+    ) -> Result<Self> {
         if width == 0 {
             return Err(Error::config("conv_size", "is 0, expected a positive integer"));
         }
-        let weight = init.param("weight", &[channels, 1, width], dist, Role::Weight)?;
-        let bias =
-            if bias { Some(init.param("bias", &[channels], Dist::Zeros, Role::NoDecay)?) } else { None };
+        let weight = weight.unwrap_or(Dist::Normal(init.std()));
+        let weight = init.param("weight", &[channels, 1, width], weight, Role::Weight)?;
+        let bias = bias.map(|dist| init.param("bias", &[channels], dist, Role::NoDecay)).transpose()?;
         Ok(Conv1d { weight, bias, activation, state })
     }
 
@@ -94,7 +109,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// `name` is q, k or v: keys `{name}_proj` and `{name}_conv1d`. `dims` are input and output; `conv_size` turns the
+    /// `name` is q, k, v, f or i: keys `{name}_proj` and `{name}_conv1d`. `dims` are input and output; `conv_size` turns the
     /// convolution on, with `conv_act` after it; `plain_act` applies without one.
     ///
     /// # Errors
@@ -110,6 +125,8 @@ impl Stream {
         let state = match name {
             "q" => "conv_q",
             "k" => "conv_k",
+            "f" => "conv_f",
+            "i" => "conv_i",
             _ => "conv_v",
         };
         let proj = Linear::new(&init.sub(format!("{name}_proj")), dims[0], dims[1], false)?;

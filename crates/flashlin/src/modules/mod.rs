@@ -2,24 +2,37 @@
 
 mod activation;
 mod attention;
+mod cached;
 mod conv;
+mod feature_map;
 mod heads;
 mod linear;
+mod lower_bound;
 mod mlp;
 mod norm;
+mod polynomial;
 mod recurrence;
 mod rotary;
+mod selective;
+mod slots;
 
 pub(crate) use activation::{activation, gate_activation};
 pub use attention::{Attention, AttentionOptions};
+pub use cached::{Cache, Keys};
 pub use conv::{Conv1d, Stream};
+pub use feature_map::FeatureMap;
 pub use flashlin_ops::activation::{Activation, activate};
 pub use heads::Heads;
 pub use linear::{Linear, LowRank, linears};
+pub(crate) use lower_bound::LowerBound;
 pub use mlp::GatedMlp;
-pub use norm::{MambaNorm, OutputNorm, RmsNorm};
-pub(crate) use recurrence::{mixer_state, recur, recurrent_spec};
+pub(crate) use norm::Gate;
+pub use norm::{GroupRmsNorm, MambaNorm, OutputNorm, RmsNorm};
+pub use polynomial::{BasedAttention, PolynomialOptions, RebasedAttention};
+pub(crate) use recurrence::{matrix_spec, mixer_state, recur, recur_normalized, recurrent_spec, vector_spec};
 pub use rotary::Rotary;
+pub use selective::{MambaMixer, MambaOptions};
+pub(crate) use slots::{running, running_spec, slot_specs, slots};
 
 use crate::init::Dist;
 

@@ -65,7 +65,35 @@ impl RmsNorm {
     }
 }
 
-enum Gate {
+/// RMS norm over equal groups of channels, with a weight per channel.
+pub struct GroupRmsNorm {
+    weight: Arc<Parameter>,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupRmsNorm {
+    /// A norm of `size` channels in `groups` groups.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(init: &Init, size: usize, groups: usize, eps: f64) -> Result<Self> {
+        Ok(GroupRmsNorm { weight: init.param("weight", &[size], Dist::Ones, Role::NoDecay)?, groups, eps })
+    }
+
+    /// `[.., size]` to the same shape.
+    ///
+    /// # Errors
+    /// When the last dimension is not `size`.
+    pub fn forward(&self, x: &Var) -> Result<Var> {
+        let weight = self.weight.var();
+        let args = NormArgs { weight: Some(&weight), groups: self.groups, eps: self.eps, ..NormArgs::new(x) };
+        Ok(norm(&args)?.y)
+    }
+}
+
+/// What multiplies a mixer's output.
+pub(crate) enum Gate {
     None,
     Full(Linear, Activation),
     LowRank(LowRank, Activation),
@@ -79,6 +107,17 @@ pub struct OutputNorm {
 }
 
 impl OutputNorm {
+    /// From its parts: `norm` is over the channels of one of `heads` equal parts.
+    pub(crate) fn new(norm: RmsNorm, gate: Gate, heads: usize) -> Self {
+        OutputNorm { norm, gate, heads }
+    }
+
+    /// The norm `g_norm` over all channels at once, without a gate.
+    pub(crate) fn whole(init: &Init, base: &BaseConfig, width: usize, eps: f64) -> Result<Self> {
+        let affine = base.elementwise_affine.unwrap_or(false);
+        Ok(OutputNorm::new(RmsNorm::new(&init.sub("g_norm"), width, eps, affine)?, Gate::None, 1))
+    }
+
     /// GLA and RetNet: a swish gate. The peer's fused and unfused forms name the norm differently.
     pub(crate) fn swish(
         init: &Init,
@@ -144,6 +183,11 @@ impl OutputNorm {
     /// # Errors
     /// When shapes do not fit, or the projected gate is missing.
     pub fn forward(&self, o: &Var, gate: Option<Var>) -> Result<Var> {
+        let o = &if o.dims().get(2) == Some(&self.heads) {
+            o.clone()
+        } else {
+            o.merge_heads()?.heads(self.heads)?
+        };
         let missing = || Error::state("the output gate was not projected");
         let (gate, activation) = match &self.gate {
             Gate::None => return self.norm.forward(o)?.merge_heads(),

@@ -41,7 +41,9 @@ impl Golden {
         let json: Value = files::read_json(&path, "list of golden values")?;
         let bad = |what: &str| Error::file(&path, format!("`{what}` is missing or malformed"));
         let strings = |v: &Value| -> Option<BTreeMap<String, String>> {
-            v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect()
+            // Null: a key that the peer has no value for.
+            let present = v.as_object()?.iter().filter(|(_, v)| !v.is_null());
+            present.map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect()
         };
         let numbers = |v: &Value| -> Option<BTreeMap<String, f64>> {
             v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect()

@@ -27,7 +27,25 @@ fn directories(family: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Families whose checkpoints are not committed, to keep the repository small: tested where the full set is at hand.
+const ELSEWHERE: &[&str] = &[
+    "linear_attn",
+    "lightnet",
+    "hgrn",
+    "hgrn2",
+    "gsa",
+    "abc",
+    "forgetting_transformer",
+    "mla",
+    "mamba",
+    "samba",
+    "rodimus",
+];
+
 fn passes(family: &str) {
+    if ELSEWHERE.contains(&family) && !goldens().join(format!("{family}-0")).is_dir() {
+        return eprintln!("skipped: no golden checkpoint of {family} in {}", goldens().display());
+    }
     for dir in directories(family) {
         let report = verify_dir(&dir, &[Mode::Chunk, Mode::Recurrent], &Device::Cpu);
         for l in report.lines.iter().filter(|l| !l.pass) {
@@ -47,6 +65,19 @@ macro_rules! golden_tests {
     )*};
 }
 golden_tests!(gla, retnet, delta_net, gated_deltanet, kda, mamba2, transformer);
+golden_tests!(
+    linear_attn,
+    lightnet,
+    hgrn,
+    hgrn2,
+    gsa,
+    abc,
+    forgetting_transformer,
+    mla,
+    mamba,
+    samba,
+    rodimus
+);
 
 /// A parameter that is 5 % off must show, whichever it is.
 #[test]

@@ -63,6 +63,66 @@ pub fn variants() -> Vec<(String, Value)> {
             "transformer",
             json!({"num_heads": 4, "num_kv_heads": 2, "qk_norm": true, "qkv_bias": true, "window_size": 7, "rope_theta": 100.0}),
         ),
+        // Products of features are large: smaller weights keep rounding within what the tests allow.
+        ("linear_attn", json!({"num_heads": 2, "initializer_range": 0.1})),
+        (
+            "linear_attn",
+            json!({"num_heads": 4, "num_kv_heads": 2, "feature_map": "hedgehog", "tie_feature_map_qk": true, "norm_feature_map": true, "expand_k": 0.5}),
+        ),
+        (
+            "linear_attn",
+            json!({"num_heads": 2, "feature_map": "elu", "norm_q": true, "norm_k": true, "attn": hybrid}),
+        ),
+        ("linear_attn", json!({"num_heads": 2, "feature_map": "dpfp", "expand_k": 0.5})),
+        ("lightnet", json!({"expand_ratio": 16, "gate_low_rank_dim": 8})),
+        (
+            "lightnet",
+            json!({"num_heads": 4, "expand_ratio": 12, "gate_low_rank_dim": 8, "use_short_conv": true, "elementwise_affine": false, "attn": hybrid}),
+        ),
+        ("hgrn", json!({})),
+        (
+            "hgrn",
+            json!({"expand_ratio": 1.5, "use_lower_bound": false, "use_short_conv": true, "attn": hybrid}),
+        ),
+        ("hgrn2", json!({"expand_ratio": 16})),
+        (
+            "hgrn2",
+            json!({"expand_ratio": null, "num_heads": 4, "use_short_conv": true, "use_lower_bound": false, "attn": hybrid}),
+        ),
+        ("gsa", json!({"num_heads": 2, "num_slots": 8})),
+        (
+            "gsa",
+            json!({"num_heads": 4, "num_kv_heads": 2, "num_slots": 5, "use_short_conv": true, "feature_map": "t2r", "expand_v": 1.5, "attn": hybrid}),
+        ),
+        ("abc", json!({"num_heads": 2, "num_slots": 8})),
+        (
+            "abc",
+            json!({"num_heads": 2, "num_slots": null, "use_short_conv": true, "use_rope": false, "clamp_min": -0.5, "clamp_max": 0.5}),
+        ),
+        ("forgetting_transformer", json!({"num_heads": 4})),
+        (
+            "forgetting_transformer",
+            json!({"num_heads": 4, "num_kv_heads": 2, "qk_norm": true, "qkv_bias": true, "use_output_gate": true, "window_size": 7}),
+        ),
+        (
+            "mla",
+            json!({"num_heads": 2, "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 8, "qk_nope_head_dim": 6, "qk_head_dim": 14, "v_head_dim": 10}),
+        ),
+        (
+            "mla",
+            json!({"num_heads": 2, "q_lora_rank": null, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "qk_head_dim": null, "v_head_dim": 10, "window_size": 7}),
+        ),
+        ("mamba", json!({"state_size": 4})),
+        (
+            "mamba",
+            json!({"state_size": 3, "intermediate_size": 40, "dt_rank": 5, "use_bias": true, "use_conv_bias": false, "hidden_act": "gelu", "residual_in_fp32": true}),
+        ),
+        ("samba", json!({"state_size": 4, "attn": {"layers": [1], "num_heads": 2, "window_size": 9}})),
+        ("rodimus", json!({"block_type": "rodimus", "expand_ratio": 8})),
+        (
+            "rodimus",
+            json!({"expand_ratio": 8, "ska_attn": {"num_heads": 2, "window_size": 9, "qk_norm": true, "qkv_bias": true}, "use_short_conv": false, "tie_word_embeddings": false}),
+        ),
     ];
     let base =
         json!({"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": VOCAB, "initializer_range": 0.2});
@@ -71,8 +131,11 @@ pub fn variants() -> Vec<(String, Value)> {
         .map(|(i, (family, keys))| {
             let mut all = base.clone();
             all["model_type"] = family.into();
-            if family != "mamba2" {
+            if !["mamba", "mamba2"].contains(&family) {
                 all["intermediate_size"] = json!(48);
+            }
+            if family == "rodimus" {
+                (all["bos_token_id"], all["eos_token_id"]) = (json!(1), json!(2));
             }
             for (k, v) in keys.as_object().unwrap() {
                 all[k] = v.clone();

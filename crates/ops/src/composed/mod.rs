@@ -32,6 +32,15 @@ pub(crate) fn forced() -> bool {
     false
 }
 
+/// Runs `f` with calls of this thread on the path of devices without kernels.
+#[cfg(test)]
+pub(crate) fn force<T>(f: impl FnOnce() -> T) -> T {
+    FORCED.set(true);
+    let out = f();
+    FORCED.set(false);
+    out
+}
+
 /// Tokens of a chunk.
 const CHUNK: usize = 16;
 

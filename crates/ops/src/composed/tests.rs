@@ -2,7 +2,7 @@
 
 use flashlin_tensor::Device;
 
-use super::FORCED;
+use super::force;
 use crate::conformance::{
     Arrays, Case, Input, Outcome, Outputs, Report, SequenceOp, Vars, layouts_agree, low_precision,
     matches_reference, one_gradient_at_a_time, packed_equals_separate, split_continues, strong_decays,
@@ -35,10 +35,7 @@ impl<T: SequenceOp> SequenceOp for Plain<T> {
     }
 
     fn run(&self, case: &Case, vars: &Vars) -> Result<Outputs> {
-        FORCED.set(true);
-        let out = self.0.run(case, vars);
-        FORCED.set(false);
-        out
+        force(|| self.0.run(case, vars))
     }
 
     fn reference(&self, case: &Case, x: &Arrays, d_o: &[f64], d_state: &[f64]) -> Outcome {

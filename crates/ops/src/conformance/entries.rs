@@ -5,7 +5,9 @@ use flashlin_tensor::Device;
 use super::checks::CHECKS;
 use super::module::{MODULE_CHECKS, ModuleOp};
 use super::{Report, SequenceOp};
-use crate::{OpInfo, activation, conv, decay, delta, find_op, gate, loss, norm, rope, softmax};
+use crate::{
+    OpInfo, activation, conv, decay, delta, find_op, gate, loss, maps, norm, rope, scan, slots, softmax,
+};
 
 /// An operator's face for the suite.
 #[derive(Clone, Copy)]
@@ -49,6 +51,12 @@ pub static ENTRIES: &[Entry] = &[
     module(&gate::conform::LogSigmoid, &["log_sigmoid_gate"]),
     module(&loss::conform::Plain, &["cross_entropy"]),
     module(&loss::conform::Linear, &["linear_cross_entropy"]),
+    module(&maps::conform::Conformance, &["feature_map"]),
+    module(&scan::conform::Linear, &["linear_scan"]),
+    module(&scan::conform::Sum, &["cumsum"]),
+    module(&scan::conform::LogSum, &["logcumsumexp"]),
+    module(&scan::selective::conform::Conformance, &["selective_scan"]),
+    module(&slots::conform::Conformance, &["slot_attention"]),
 ];
 
 impl Entry {

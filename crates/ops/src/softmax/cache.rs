@@ -52,40 +52,55 @@ impl KvCache {
         seqs: Option<&PackedSeqs>,
         window: Option<usize>,
     ) -> Result<()> {
-        let [b, t, ..] = k.dims_n::<4>(OP, "k")?;
-        let seqs = PackedSeqs::resolve(OP, seqs, b, t)?;
-        for (arg, new, old) in [("k", k, &self.k), ("v", v, &self.v)] {
-            if new.rank() != 4 || new.dims()[..2] != [b, t] || new.dims()[2..] != old.dims()[2..] {
-                return Err(Error::shape(
-                    OP,
-                    arg,
-                    new.dims(),
-                    format!("[{b}, {t}] and {:?}", &old.dims()[2..]),
-                ));
-            }
-        }
-        if seqs.len() != self.lens.len() {
-            let why = format!("is for {} sequences, but the cache has {} rows", seqs.len(), self.lens.len());
-            return Err(Error::invalid(OP, "k", why));
-        }
-        let added: Vec<usize> = seqs.ranges().map(|r| r.len()).collect();
-        let kept: Vec<usize> = self.lens.iter().map(|&l| window.map_or(l, |w| l.min(w.max(1) - 1))).collect();
-        let most = |have: &[usize]| have.iter().zip(&added).map(|(h, a)| h + a).max().unwrap_or(0);
-        let (need, least) = (most(&self.lens), most(&kept));
-        let cap = self.k.dim(1);
-        if need > cap || least.saturating_mul(4) < cap {
-            let room = if need > cap { least.max(cap.min(2 * least)) } else { least };
-            let keep = if window.is_some() { &kept } else { &self.lens };
-            let room = room.next_power_of_two().max(16);
-            self.k = moved(&self.k, &self.lens, keep, room)?;
-            self.v = moved(&self.v, &self.lens, keep, room)?;
-            self.lens = keep.clone();
-        }
-        write(&mut self.k, k, &seqs, &self.lens)?;
-        write(&mut self.v, v, &seqs, &self.lens)?;
-        self.lens.iter_mut().zip(&added).for_each(|(l, a)| *l += a);
-        Ok(())
+        append_tokens(&mut [&mut self.k, &mut self.v], &mut self.lens, &[k, v], seqs, window)
     }
+}
+
+/// Appends tokens `[N, T, H, D]` (or packed `[1, T, H, D]` with boundaries of N sequences) to padded rows `[N, cap, H, D]`, for any number of
+/// tensors that belong together: keys and values, or what else is kept of each token. `lens` counts the valid entries of each row. As
+/// [`KvCache::append`], which it serves.
+///
+/// # Errors
+/// When shapes or boundaries do not fit, or memory is short.
+pub fn append_tokens(
+    rows: &mut [&mut Tensor],
+    lens: &mut Vec<usize>,
+    new: &[&Tensor],
+    seqs: Option<&PackedSeqs>,
+    window: Option<usize>,
+) -> Result<()> {
+    let Some((first, room)) = new.first().zip(rows.first()) else { return Ok(()) };
+    let [b, t, ..] = first.dims_n::<4>(OP, "k")?;
+    let cap = room.dim(1);
+    let seqs = PackedSeqs::resolve(OP, seqs, b, t)?;
+    for (i, (new, old)) in new.iter().zip(rows.iter()).enumerate() {
+        if new.rank() != 4 || new.dims()[..2] != [b, t] || new.dims()[2..] != old.dims()[2..] {
+            let arg = ["k", "v"].get(i).copied().unwrap_or("tokens");
+            return Err(Error::shape(OP, arg, new.dims(), format!("[{b}, {t}] and {:?}", &old.dims()[2..])));
+        }
+    }
+    if seqs.len() != lens.len() {
+        let why = format!("is for {} sequences, but the cache has {} rows", seqs.len(), lens.len());
+        return Err(Error::invalid(OP, "k", why));
+    }
+    let added: Vec<usize> = seqs.ranges().map(|r| r.len()).collect();
+    let kept: Vec<usize> = lens.iter().map(|&l| window.map_or(l, |w| l.min(w.max(1) - 1))).collect();
+    let most = |have: &[usize]| have.iter().zip(&added).map(|(h, a)| h + a).max().unwrap_or(0);
+    let (need, least) = (most(lens), most(&kept));
+    if need > cap || least.saturating_mul(4) < cap {
+        let room = if need > cap { least.max(cap.min(2 * least)) } else { least };
+        let keep = if window.is_some() { &kept } else { &*lens };
+        let room = room.next_power_of_two().max(16);
+        for row in rows.iter_mut() {
+            **row = moved(row, lens, keep, room)?;
+        }
+        *lens = keep.clone();
+    }
+    for (row, new) in rows.iter_mut().zip(new) {
+        write(row, new, &seqs, lens)?;
+    }
+    lens.iter_mut().zip(&added).for_each(|(l, a)| *l += a);
+    Ok(())
 }
 
 /// The newest `keep[n]` of `lens[n]` entries of each row, at the front of rows with room for `cap`.

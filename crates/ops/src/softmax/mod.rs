@@ -14,7 +14,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use cache::KvCache;
+pub use cache::{KvCache, append_tokens};
 use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
 use plan::Plan;
 

@@ -11,7 +11,9 @@ use crate::{
     Error, Result,
     backbone::Block,
     config::BaseConfig,
-    family::{FamilyDef, check_attention_head, check_mlp, divides, even_head_dim, mixer_and_mlp},
+    family::{
+        FamilyDef, check_attention_head, check_mlp, check_window, divides, even_head_dim, mixer_and_mlp,
+    },
     init::Init,
     modules::{Attention, AttentionOptions},
 };
@@ -42,9 +44,7 @@ impl FamilyDef for Transformer {
         check_attention_head("num_heads", base.hidden_size / own.num_heads)?;
         even_head_dim("num_heads", base.hidden_size / own.num_heads)?;
         divides("num_kv_heads", own.num_heads, own.num_kv_heads.unwrap_or(own.num_heads))?;
-        if own.window_size == Some(0) {
-            return Err(Error::config("window_size", "is 0, expected a positive integer or null"));
-        }
+        check_window(own.window_size)?;
         if !(own.rope_theta > 0.0 && own.rope_theta.is_finite()) {
             return Err(Error::config(
                 "rope_theta",
