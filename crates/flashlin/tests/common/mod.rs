@@ -63,8 +63,8 @@ pub fn variants() -> Vec<(String, Value)> {
             "transformer",
             json!({"num_heads": 4, "num_kv_heads": 2, "qk_norm": true, "qkv_bias": true, "window_size": 7, "rope_theta": 100.0}),
         ),
-        // Products of features are large: smaller weights keep rounding within what the tests allow.
-        ("linear_attn", json!({"num_heads": 2, "initializer_range": 0.1})),
+        // Features that are not negative: where weights cancel, the output norm amplifies rounding beyond what the tests allow.
+        ("linear_attn", json!({"num_heads": 2, "feature_map": "t2r"})),
         (
             "linear_attn",
             json!({"num_heads": 4, "num_kv_heads": 2, "feature_map": "hedgehog", "tie_feature_map_qk": true, "norm_feature_map": true, "expand_k": 0.5}),

@@ -4,8 +4,6 @@
 mod config;
 mod layer;
 mod shared_key;
-#[cfg(test)]
-mod tests;
 
 use serde_json::{Value, json};
 
