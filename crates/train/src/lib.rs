@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod fit;
 mod gradient;
 mod metrics;
 mod model;
