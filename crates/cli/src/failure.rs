@@ -114,6 +114,9 @@ fn code(error: &anyhow::Error) -> u8 {
         if let Some(e) = cause.downcast_ref::<flashlin::tokenizer::TokenizerError>() {
             return if e.is_usage() { 2 } else { 1 };
         }
+        if let Some(e) = cause.downcast_ref::<flashlin_eval::Error>() {
+            return if e.is_usage() { 2 } else { 1 };
+        }
         if let Some(e) = cause.downcast_ref::<flashlin_train::Error>() {
             return if e.kind() == flashlin_train::ErrorKind::Usage { 2 } else { 1 };
         }

@@ -19,22 +19,37 @@ pub struct Progress {
     held_out: String,
 }
 
+/// How progress is shown.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub enum Form {
+    /// On a terminal.
     Bar,
+    /// Where stderr is a file or a pipe.
     Lines,
+    /// Under `--quiet`.
     Nothing,
+}
+
+impl Form {
+    /// What suits stderr.
+    pub fn new(quiet: bool) -> Form {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Form::Nothing,
+            (_, true) => Form::Bar,
+            _ => Form::Lines,
+        }
+    }
+}
+
+/// A line on stderr, which may be closed: then there is nobody to tell.
+pub fn say_on_stderr(text: &str) {
+    drop(std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes()));
 }
 
 impl Progress {
     /// A bar that appears when the run starts.
     pub fn new(quiet: bool) -> Progress {
-        let form = match (quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Form::Nothing,
-            (_, true) => Form::Bar,
-            _ => Form::Lines,
-        };
-        Progress { bar: ProgressBar::hidden(), form, held_out: String::new() }
+        Progress { bar: ProgressBar::hidden(), form: Form::new(quiet), held_out: String::new() }
     }
 
     /// A line above the bar.
@@ -42,11 +57,7 @@ impl Progress {
         match self.form {
             Form::Bar if !self.bar.is_hidden() => self.bar.println(text.as_ref()),
             Form::Nothing => {}
-            // stderr may be closed, and then there is nobody to tell.
-            _ => drop(std::io::Write::write_all(
-                &mut std::io::stderr(),
-                format!("{}\n", text.as_ref()).as_bytes(),
-            )),
+            _ => say_on_stderr(text.as_ref()),
         }
     }
 

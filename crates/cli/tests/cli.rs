@@ -228,13 +228,14 @@ fn a_run_trains_stops_and_resumes() {
     let resumed = run_in(dir.path(), &["train", &config, "--train.steps", "6", "--resume", "--json"]).json();
     assert_eq!(resumed["steps"], 6);
     let ppl = run_in(dir.path(), &["eval", "ppl", "out/latest", "text.txt", "--json"]).json();
-    assert!(ppl["bits_per_byte"].as_f64().unwrap() > 0.0);
+    assert!(ppl["results"]["bits_per_byte"].as_f64().unwrap() > 0.0);
     // The result does not depend on the size of the blocks.
     let blocks =
-        run_in(dir.path(), &["eval", "ppl", "out/latest", "text.txt", "--block", "100", "--json"]).json();
-    let (a, b) = (ppl["nats"].as_f64().unwrap(), blocks["nats"].as_f64().unwrap());
+        run_in(dir.path(), &["eval", "ppl", "out/latest", "text.txt", "--pass-tokens", "100", "--json"])
+            .json();
+    let (a, b) = (ppl["results"]["nats"].as_f64().unwrap(), blocks["results"]["nats"].as_f64().unwrap());
     assert!((a - b).abs() < 1e-4 * a, "{a} {b}");
-    assert_eq!(ppl["tokens"], blocks["tokens"]);
+    assert_eq!(ppl["results"]["tokens"], blocks["results"]["tokens"]);
 }
 
 #[test]

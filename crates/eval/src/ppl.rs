@@ -1,70 +1,84 @@
-//! Perplexity: how well a model predicts text, in nats a token and in bits a byte of text (which compares across tokenizers).
+//! Perplexity: how well a model predicts text, in nats a token, in bits a byte and in perplexity a word (which compare across
+//! tokenizers), and by how much text it has seen.
 //!
-//! Policy: every token of a document is predicted from all tokens before it, however long the document is: long ones run in blocks
-//! with the state carried from block to block, short ones are packed, and no document sees another. The first token has no
-//! context and counts only behind a BOS. Sums are f64 in a fixed order.
+//! Policy: every token is predicted from all tokens of its text before it, however long that is: long texts run in pieces with the
+//! state carried from piece to piece, short ones are packed, and no text sees another. What a text is, [`Cut`] says. Sums are f64 in
+//! a fixed order: they depend on neither batch nor shard.
 
-use flashlin::{
-    ForwardOptions, Input, Logits, Mode, Model, ModelState, PackedSeqs,
-    tokenizer::{Tokenizer, TokenizerError},
+use flashlin::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    items::{Collector, OnProgress},
+    score::{Batching, Request, Score, Scorer},
+    store::{Shard, Store},
+    text::{Encoder, count_words, detokenize_wikitext},
 };
-use flashlin_ops::loss::{LossOptions, Reduction, cross_entropy};
-use flashlin_tensor::{Tensor, no_grad};
-use serde::Serialize;
+use flashlin::{Mode, tokenizer::Tokenizer};
 
-/// What can go wrong.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PplError {
-    /// The model refused.
-    #[error(transparent)]
-    Model(#[from] flashlin::Error),
-    /// An array operation refused.
-    #[error(transparent)]
-    Tensor(#[from] flashlin_tensor::Error),
-    /// The tokenizer refused, or does not fit the model.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// A BOS was asked for that the tokenizer lacks.
-    #[error("the tokenizer has no token that begins a text")]
-    NoBos,
-    /// Nothing was predicted.
-    #[error(
-        "the text has no token to predict: expected a document of at least two tokens (or of one behind a BOS)"
-    )]
-    Empty,
-    /// The model computed NaN or infinity.
-    #[error("the loss is not finite after {0} tokens: the weights may be damaged")]
-    NotFinite(u64),
+/// How documents become texts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Each document is one text. Its first token has no context and counts only behind a BOS.
+    #[default]
+    Documents,
+    /// As `lm_eval`'s `loglikelihood_rolling`: all tokens of a document count, the first behind BOS (else EOS), in windows in which
+    /// the model reads at most this many tokens; None: one window.
+    Rolling {
+        /// Tokens that the model reads at once.
+        window: Option<usize>,
+    },
+    /// All documents one after the other, cut into texts of this many tokens; what is left at the end does not count.
+    Blocks {
+        /// Tokens of a text, at least 2.
+        tokens: usize,
+    },
+}
+
+/// What is done to a document before it is tokenised. Words and bytes are those of the document as it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detokenize {
+    /// Nothing.
+    #[default]
+    No,
+    /// [`detokenize_wikitext`].
+    Wikitext,
 }
 
 /// How to measure.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PplOptions {
-    /// Tokens of one forward pass; None: 2048, fewer for a large vocabulary.
-    pub block: Option<usize>,
+    /// How documents become texts.
+    pub cut: Cut,
+    /// What is done to a document first.
+    pub detokenize: Detokenize,
     /// Put the tokenizer's BOS before each document; None: if `tokenizer.json` asks for it.
     pub bos: Option<bool>,
-    /// Stop after this many predicted tokens (at a block's end).
+    /// Stop after this many predicted tokens.
     pub max_tokens: Option<u64>,
+    /// Stop after this many documents.
+    pub limit: Option<usize>,
+    /// Also report by how many tokens of its text stand before a token, this many to a bucket.
+    pub bucket: Option<usize>,
+    /// How texts become passes; no result depends on it.
+    pub batching: Batching,
     /// Form of the recurrences.
     pub mode: Mode,
 }
 
-/// The result, summed over all documents.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Perplexity {
-    /// Documents begun.
-    pub documents: u64,
+/// A sum over tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sum {
     /// Tokens that were predicted.
     pub tokens: u64,
-    /// Bytes of text that those tokens stand for.
-    pub bytes: u64,
     /// Sum of their negative log-probabilities in nats.
     pub nats: f64,
 }
 
-impl Perplexity {
+impl Sum {
     /// Mean nats a token.
     pub fn loss(&self) -> f64 {
         self.nats / self.tokens as f64
@@ -75,203 +89,251 @@ impl Perplexity {
         self.loss().exp()
     }
 
-    /// Bits a byte of text.
-    pub fn bits_per_byte(&self) -> f64 {
-        self.nats / std::f64::consts::LN_2 / self.bytes as f64
+    fn add(&mut self, other: &Sum) {
+        self.tokens += other.tokens;
+        self.nats += other.nats;
     }
 }
 
-/// Measures `model` on documents, in order. `progress` is called after each forward pass with the result so far.
+/// What one text gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextRecord {
+    /// All its tokens.
+    #[serde(flatten)]
+    pub sum: Sum,
+    /// Bytes of text that count: those of the predicted tokens, or of the whole document where all of it counts.
+    pub bytes: u64,
+    /// Words of the document, where all of it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<u64>,
+    /// Its tokens by their place, a bucket each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<Sum>,
+}
+
+/// The result, summed over all texts.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Perplexity {
+    /// Texts, those with nothing to predict included.
+    pub documents: u64,
+    /// All their tokens.
+    pub sum: Sum,
+    /// Bytes of text that count.
+    pub bytes: u64,
+    /// Words, where whole documents count.
+    pub words: Option<u64>,
+    /// By place in the text.
+    pub buckets: Vec<Sum>,
+}
+
+impl Perplexity {
+    fn of(records: &[TextRecord]) -> Perplexity {
+        let mut all = Perplexity::default();
+        for r in records {
+            all.documents += 1;
+            all.sum.add(&r.sum);
+            all.bytes += r.bytes;
+            all.words = r.words.map(|w| w + all.words.unwrap_or(0)).or(all.words);
+            if all.buckets.len() < r.buckets.len() {
+                all.buckets.resize(r.buckets.len(), Sum::default());
+            }
+            all.buckets.iter_mut().zip(&r.buckets).for_each(|(a, b)| a.add(b));
+        }
+        all
+    }
+
+    /// Tokens that were predicted.
+    pub fn tokens(&self) -> u64 {
+        self.sum.tokens
+    }
+
+    /// Mean nats a token.
+    pub fn loss(&self) -> f64 {
+        self.sum.loss()
+    }
+
+    /// e to the mean nats a token.
+    pub fn perplexity(&self) -> f64 {
+        self.sum.perplexity()
+    }
+
+    /// Bits a byte of text.
+    pub fn bits_per_byte(&self) -> f64 {
+        self.sum.nats / std::f64::consts::LN_2 / self.bytes as f64
+    }
+
+    /// e to the mean nats a byte.
+    pub fn byte_perplexity(&self) -> f64 {
+        (self.sum.nats / self.bytes as f64).exp()
+    }
+
+    /// e to the mean nats a word, where whole documents count.
+    pub fn word_perplexity(&self) -> Option<f64> {
+        self.words.map(|w| (self.sum.nats / w as f64).exp())
+    }
+}
+
+/// Measures `model` on documents, in order, and keeps nothing but the result.
 ///
 /// # Errors
-/// [`PplError`]; an error of the iterator is handed through.
-pub fn perplexity<E: From<PplError>>(
+/// [`enum@Error`]; an error of the iterator is handed through.
+pub fn perplexity<E: From<Error>>(
     model: &Model,
     tokenizer: &Tokenizer,
     documents: impl Iterator<Item = Result<String, E>>,
     options: &PplOptions,
-    mut progress: impl FnMut(&Perplexity),
 ) -> Result<Perplexity, E> {
-    let mut run = Run::new(model, tokenizer, options)?;
-    for document in documents {
-        run.document(&document?, &mut progress)?;
-        if run.done() {
+    let mut store = Store::open(None, Shard::default(), Default::default())?;
+    let result = measure(model, tokenizer, documents, options, &mut store, &mut |_| {})?;
+    result.ok_or_else(|| Error::Empty.into())
+}
+
+/// Measures `model` on documents, in order; the texts are the store's items. None while other processes have some to do.
+///
+/// # Errors
+/// [`enum@Error`]; an error of the iterator is handed through.
+pub fn measure<E: From<Error>>(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    documents: impl Iterator<Item = Result<String, E>>,
+    options: &PplOptions,
+    store: &mut Store,
+    on_progress: OnProgress<'_>,
+) -> Result<Option<Perplexity>, E> {
+    tokenizer.check_vocab(model.config().base().vocab_size).map_err(Error::from)?;
+    if let Cut::Blocks { tokens: 0 | 1 } = options.cut {
+        return Err(Error::option("block-size", "expected at least 2 tokens").into());
+    }
+    let scorer = Scorer::new(model, options.mode, options.batching);
+    let mut run = Run {
+        encoder: Encoder::new(tokenizer, options.bos)?,
+        options: *options,
+        left: options.max_tokens.unwrap_or(u64::MAX),
+        next: 0,
+        joined: Vec::new(),
+        collector: Collector::new(scorer, store, None, record, on_progress),
+    };
+    for document in documents.take(options.limit.unwrap_or(usize::MAX)) {
+        if run.left == 0 {
             break;
         }
+        run.document(&document?)?;
     }
-    run.flush(&mut progress)?;
-    match run.sum.tokens {
-        0 => Err(PplError::Empty.into()),
-        _ => Ok(run.sum),
+    run.collector.flush()?;
+    let texts = run.next;
+    let Some(records) = store.finish::<TextRecord>(texts)? else { return Ok(None) };
+    match Perplexity::of(&records) {
+        empty if empty.tokens() == 0 => Err(Error::Empty.into()),
+        all => Ok(Some(all)),
     }
 }
 
-struct Run<'a> {
-    model: &'a Model,
-    tokenizer: &'a Tokenizer,
+/// What is known of a text before it is scored.
+struct Text {
+    bytes: u64,
+    words: Option<u64>,
+    bucket: Option<usize>,
+}
+
+fn record(text: Text, scores: Vec<Score>) -> Result<TextRecord> {
+    let mut record =
+        TextRecord { sum: Sum::default(), bytes: text.bytes, words: text.words, buckets: Vec::new() };
+    for (i, &logprob) in scores.iter().flat_map(|s| &s.tokens).enumerate() {
+        let one = Sum { tokens: 1, nats: -f64::from(logprob) };
+        record.sum.add(&one);
+        if let Some(bucket) = text.bucket {
+            if i.is_multiple_of(bucket) {
+                record.buckets.push(Sum::default());
+            }
+            record.buckets.last_mut().into_iter().for_each(|b| b.add(&one));
+        }
+    }
+    Ok(record)
+}
+
+struct Run<'a, 'p> {
+    encoder: Encoder<'a>,
     options: PplOptions,
-    bos: Option<u32>,
-    block: usize,
-    /// Short documents that wait to be packed, and their tokens.
-    waiting: Vec<Vec<u32>>,
-    waiting_tokens: usize,
-    sum: Perplexity,
+    /// Predicted tokens that are still wanted.
+    left: u64,
+    /// Id of the next text.
+    next: usize,
+    /// Tokens that wait for their block to fill.
+    joined: Vec<u32>,
+    collector: Collector<'a, 'p, Text, TextRecord>,
 }
 
-impl<'a> Run<'a> {
-    fn new(model: &'a Model, tokenizer: &'a Tokenizer, options: &PplOptions) -> Result<Self, PplError> {
-        let vocab = model.config().base().vocab_size;
-        tokenizer.check_vocab(vocab)?;
-        let asked = tokenizer.bos().is_some_and(|id| tokenizer.prefix().contains(&id));
-        let bos = match (options.bos.unwrap_or(asked), tokenizer.bos()) {
-            (true, None) => return Err(PplError::NoBos),
-            (wanted, id) => id.filter(|_| wanted),
+impl Run<'_, '_> {
+    fn document(&mut self, document: &str) -> Result<()> {
+        let text = match self.options.detokenize {
+            Detokenize::No => None,
+            Detokenize::Wikitext => Some(detokenize_wikitext(document)),
         };
-        // Logits of one block: 64 MiB of f32 at most.
-        let block = options.block.unwrap_or((1usize << 24).div_ceil(vocab).clamp(64, 2048)).max(1);
-        let (waiting, waiting_tokens, sum) = (Vec::new(), 0, Perplexity::default());
-        Ok(Run { model, tokenizer, options: *options, bos, block, waiting, waiting_tokens, sum })
-    }
-
-    fn done(&self) -> bool {
-        self.options.max_tokens.is_some_and(|n| self.sum.tokens >= n)
-    }
-
-    fn document(&mut self, text: &str, progress: &mut dyn FnMut(&Perplexity)) -> Result<(), PplError> {
-        let mut ids: Vec<u32> = self.bos.into_iter().collect();
-        ids.extend(self.tokenizer.encode_plain(text)?);
-        self.sum.documents += 1;
-        // The last token is only predicted, never read.
-        if ids.len() > self.block + 1 {
-            return self.long(&ids, progress);
-        }
-        if ids.len() < 2 {
-            return Ok(());
-        }
-        if self.waiting_tokens + ids.len() - 1 > self.block {
-            self.flush(progress)?;
-        }
-        self.waiting_tokens += ids.len() - 1;
-        self.waiting.push(ids);
-        Ok(())
-    }
-
-    /// One document in blocks.
-    fn long(&mut self, ids: &[u32], progress: &mut dyn FnMut(&Perplexity)) -> Result<(), PplError> {
-        let mut state = self.model.new_state(1)?;
-        for start in (0..ids.len() - 1).step_by(self.block) {
-            let end = (start + self.block).min(ids.len() - 1);
-            self.pass(&ids[start..end], &ids[start + 1..end + 1], None, Some(&mut state))?;
-            progress(&self.sum);
-            if self.done() {
-                break;
+        let text = text.as_deref().unwrap_or(document);
+        match self.options.cut {
+            Cut::Rolling { window } => {
+                let requests = self.encoder.rolling(text, window)?;
+                self.text(requests, Some(document))
+            }
+            Cut::Documents => {
+                let ids = self.plain(text)?;
+                self.text(whole(ids), None)
+            }
+            Cut::Blocks { tokens } => {
+                let ids = self.plain(text)?;
+                self.joined.extend(ids);
+                while self.joined.len() >= tokens && self.left > 0 {
+                    let rest = self.joined.split_off(tokens);
+                    let block = std::mem::replace(&mut self.joined, rest);
+                    self.text(whole(block), None)?;
+                }
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// All waiting documents, packed.
-    fn flush(&mut self, progress: &mut dyn FnMut(&Perplexity)) -> Result<(), PplError> {
-        let documents = std::mem::take(&mut self.waiting);
-        self.waiting_tokens = 0;
-        if documents.is_empty() {
+    /// Data: a special token spelled out in it stays text.
+    fn plain(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = self.encoder.bos().into_iter().collect();
+        ids.extend(self.encoder.tokenizer().encode_plain(text)?);
+        Ok(ids)
+    }
+
+    /// One text; `document` where all of it counts.
+    fn text(&mut self, mut requests: Vec<Request>, document: Option<&str>) -> Result<()> {
+        let id = self.next;
+        self.next += 1;
+        let mut cut = false;
+        for r in &mut requests {
+            let n = (r.continuation.len() as u64).min(self.left);
+            cut |= n < r.continuation.len() as u64;
+            r.continuation.truncate(n as usize);
+            self.left -= n;
+        }
+        if !self.collector.wants(id) {
             return Ok(());
         }
-        let lens: Vec<usize> = documents.iter().map(|d| d.len() - 1).collect();
-        let inputs: Vec<u32> = documents.iter().flat_map(|d| &d[..d.len() - 1]).copied().collect();
-        let targets: Vec<u32> = documents.iter().flat_map(|d| &d[1..]).copied().collect();
-        self.pass(&inputs, &targets, Some(PackedSeqs::from_lens(&lens)), None)?;
-        progress(&self.sum);
-        Ok(())
+        let document = document.filter(|_| !cut);
+        let spelled = |r: &Request| self.encoder.tokenizer().byte_len(&r.continuation);
+        let text = Text {
+            bytes: document.map_or_else(|| requests.iter().map(spelled).sum(), |d| d.len() as u64),
+            words: document.map(count_words),
+            bucket: self.options.bucket,
+        };
+        requests.retain(|r| !r.continuation.is_empty());
+        self.collector.push(id, text, requests)
     }
+}
 
-    /// Adds the log-probabilities of `targets`, each predicted at the input token in the same place.
-    fn pass(
-        &mut self,
-        inputs: &[u32],
-        targets: &[u32],
-        seqs: Option<PackedSeqs>,
-        state: Option<&mut ModelState>,
-    ) -> Result<(), PplError> {
-        let wide = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<i64>>();
-        let dims = [1, inputs.len()];
-        let input = Input { seqs, ..Input::ids(Tensor::from_vec(wide(inputs), &dims)?) };
-        let options =
-            ForwardOptions { mode: self.options.mode, logits: Logits::All, ..ForwardOptions::default() };
-        let targets_tensor = Tensor::from_vec(wide(targets), &dims)?;
-        let loss = no_grad(|| -> Result<f64, PplError> {
-            let logits = self.model.forward(&input, state, &options)?.logits;
-            let logits = logits.ok_or_else(|| flashlin::Error::argument("logits", "were not returned"))?;
-            let sum = LossOptions { reduction: Reduction::Sum, ..LossOptions::default() };
-            Ok(cross_entropy(&logits, &targets_tensor, &sum)?.loss.tensor().to_scalar()?)
-        })?;
-        self.sum.nats += loss;
-        self.sum.tokens += targets.len() as u64;
-        self.sum.bytes += self.tokenizer.byte_len(targets);
-        if !loss.is_finite() {
-            return Err(PplError::NotFinite(self.sum.tokens));
-        }
-        Ok(())
+/// A text whose first token is given.
+fn whole(mut ids: Vec<u32>) -> Vec<Request> {
+    if ids.is_empty() {
+        return Vec::new();
     }
+    let continuation = ids.split_off(1);
+    vec![Request { context: ids, continuation }]
 }
 
 #[cfg(test)]
-mod tests {
-    use flashlin::{Config, DType, Device};
-    use serde_json::json;
-
-    use super::*;
-
-    fn model(family: &str) -> Model {
-        let map = json!({
-            "model_type": family, "vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2,
-            "intermediate_size": 48, "initializer_range": 0.2,
-        });
-        let config = Config::from_json(map.as_object().unwrap().clone()).unwrap();
-        Model::new(&config, DType::F32, &Device::Cpu, 3).unwrap()
-    }
-
-    fn measure(model: &Model, documents: &[&str], options: PplOptions) -> Result<Perplexity, PplError> {
-        let tokenizer = Tokenizer::bytes().unwrap();
-        perplexity(model, &tokenizer, documents.iter().map(|d| Ok(d.to_string())), &options, |_| {})
-    }
-
-    /// The sum that the model itself reports for one document.
-    fn direct(model: &Model, text: &str) -> f64 {
-        let ids: Vec<i64> = text.bytes().map(|b| i64::from(b) + 3).collect();
-        let ids = Tensor::from_slice(&ids, &[1, ids.len()]).unwrap();
-        let input = Input::ids(ids.clone()).with_labels(ids);
-        let loss = no_grad(|| model.forward(&input, None, &ForwardOptions::default())).unwrap().loss.unwrap();
-        loss.tensor().to_scalar().unwrap() * (text.len() - 1) as f64
-    }
-
-    #[test]
-    fn equals_the_models_own_loss_whatever_the_block() {
-        let text = "The quick brown fox jumps over the lazy dog. ".repeat(9);
-        let (short, other) = ("a short one", "another, short too");
-        for family in ["gla", "transformer"] {
-            let model = model(family);
-            let want = direct(&model, &text) + direct(&model, short) + direct(&model, other);
-            for block in [7, 64, 128, 4096] {
-                let options = PplOptions { block: Some(block), ..PplOptions::default() };
-                let got = measure(&model, &[short, &text, "x", "", other], options).unwrap();
-                let predicted = (text.len() + short.len() + other.len() - 3) as u64;
-                assert_eq!((got.documents, got.tokens, got.bytes), (5, predicted, predicted));
-                assert!((got.nats - want).abs() < 2e-5 * want, "{family} {block}: {} {want}", got.nats);
-            }
-        }
-    }
-
-    #[test]
-    fn means_and_limits() {
-        let model = model("gla");
-        let text = "to be or not to be ".repeat(20);
-        let bos = PplOptions { bos: Some(true), ..PplOptions::default() };
-        let all = measure(&model, &[&text], bos).unwrap();
-        assert_eq!((all.tokens, all.bytes), (text.len() as u64, text.len() as u64));
-        assert!((all.perplexity().log2() - all.bits_per_byte()).abs() < 1e-12);
-        let limit = PplOptions { block: Some(16), max_tokens: Some(30), ..PplOptions::default() };
-        assert_eq!(measure(&model, &[&text], limit).unwrap().tokens, 32);
-        assert!(matches!(measure(&model, &["", "a"], PplOptions::default()), Err(PplError::Empty)));
-    }
-}
+#[path = "ppl_tests.rs"]
+mod tests;

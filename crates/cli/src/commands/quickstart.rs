@@ -203,5 +203,5 @@ impl Quickstart {
 /// Rolls over the whole held-out text.
 fn measure(model: &Model, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Perplexity> {
     let documents = std::iter::once(Ok::<_, anyhow::Error>(text.to_string()));
-    perplexity(model, tokenizer, documents, &PplOptions::default(), |_| {})
+    perplexity(model, tokenizer, documents, &PplOptions::default())
 }

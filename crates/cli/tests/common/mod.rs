@@ -1,4 +1,5 @@
-//! Running the binary.
+//! Running the binary. Each test file uses a part of this.
+#![allow(dead_code)]
 
 use std::{
     path::{Path, PathBuf},
