@@ -104,7 +104,7 @@ pub struct Essays {
 }
 
 impl Essays {
-    /// Reads text files; sentences end where [`ends_sentence`] says.
+    /// Reads text files; sentences end at `.`, `!`, `?` and ellipses, abbreviations and initials aside.
     ///
     /// # Errors
     /// Files that cannot be read or hold no word.
