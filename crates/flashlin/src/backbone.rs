@@ -1,14 +1,14 @@
 //! The decoder, once for all models: blocks of (norm, sub-layer) pairs with residual connections, generic over
 //! what the sub-layers are.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use flashlin_ops::{Mode, PackedSeqs};
 use flashlin_tensor::{DType, Var, checkpoint};
 
 use crate::{
     Result,
-    layer::{Layer, LayerCtx},
+    layer::{Carried, Layer, LayerCtx},
     modules::RmsNorm,
     state::{LayerState, StateSpec},
 };
@@ -80,15 +80,22 @@ impl Block {
         mut x: Stream,
         pass: &PassCtx<'_>,
         mut state: Option<&mut LayerState>,
+        carried: &mut Carried,
     ) -> Result<Stream> {
         if self.residual_f32 {
             x.x = x.x.to_dtype(x.x.dtype().accumulator())?;
         }
         for part in &self.parts {
             let h = x.normed(&part.norm)?.to_dtype(pass.dtype)?;
-            let mut ctx =
-                LayerCtx { seqs: pass.seqs, mode: pass.mode, seen: pass.seen, state: state.as_deref_mut() };
+            let mut ctx = LayerCtx {
+                seqs: pass.seqs,
+                mode: pass.mode,
+                seen: pass.seen,
+                state: state.as_deref_mut(),
+                carried: std::mem::take(carried),
+            };
             x.branch = Some(part.layer.forward(&h, &mut ctx)?);
+            *carried = ctx.carried;
         }
         Ok(x)
     }
@@ -100,33 +107,47 @@ pub(crate) fn run_block(
     x: Stream,
     pass: &PassCtx<'_>,
     state: Option<&mut LayerState>,
+    carried: &mut Carried,
     recompute: bool,
 ) -> Result<Stream> {
     if !recompute {
-        return block.forward(x, pass, state);
+        return block.forward(x, pass, state, carried);
     }
     let block = block.clone();
     let (seqs, mode, seen, dtype) = (pass.seqs.cloned(), pass.mode, pass.seen.to_vec(), pass.dtype);
     let template = state.as_deref().cloned();
     // One variable is kept, not the two of an open sum.
     let inputs: Vec<Var> = std::iter::once(x.sum()?)
+        .chain(carried.values().cloned())
         .chain(template.iter().flat_map(|s| s.tensors().iter().map(|t| t.value.clone())))
         .collect();
+    let names: Vec<&'static str> = carried.keys().copied().collect();
+    // What the block leaves for later ones is known once it ran.
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let leaving = left.clone();
     let body = move |vars: &[Var]| {
         let mut state = template.clone();
+        let mut carried: Carried = names.iter().copied().zip(vars[1..].iter().cloned()).collect();
         if let Some(s) = &mut state {
-            s.tensors_mut().iter_mut().zip(&vars[1..]).for_each(|(t, v)| t.value = v.clone());
+            s.tensors_mut().iter_mut().zip(&vars[1 + names.len()..]).for_each(|(t, v)| t.value = v.clone());
         }
         let pass = PassCtx { seqs: seqs.as_ref(), mode, seen: &seen, dtype };
-        let y = block.forward(Stream::new(vars[0].clone()), &pass, state.as_mut());
+        let y = block.forward(Stream::new(vars[0].clone()), &pass, state.as_mut(), &mut carried);
         let y = y.and_then(|y| y.sum()).map_err(crate::Error::into_tensor)?;
         let after = state.iter().flat_map(|s| s.tensors().iter().map(|t| t.value.clone()));
-        Ok(std::iter::once(y).chain(after).collect())
+        *lock(&leaving) = carried.keys().copied().collect();
+        Ok(std::iter::once(y).chain(carried.values().cloned()).chain(after).collect())
     };
     let mut outputs = checkpoint(body, &inputs.iter().collect::<Vec<_>>())?.into_iter();
     let y = outputs.next().ok_or_else(|| crate::Error::state("a recomputed block returned nothing"))?;
+    *carried = lock(&left).iter().copied().zip(outputs.by_ref()).collect();
     if let Some(s) = state {
         s.tensors_mut().iter_mut().zip(outputs).for_each(|(t, v)| t.value = v);
     }
     Ok(Stream::new(y))
+}
+
+/// The value, also after a panic elsewhere: it is replaced as a whole.
+fn lock<T>(x: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    x.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -3,6 +3,7 @@
 
 use std::{any::Any, sync::Arc};
 
+use flashlin_tensor::Var;
 use serde_json::Value;
 
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     backbone::{Block, SubLayer},
     config::{BaseConfig, KeyInfo, Map},
     init::Init,
-    layer::Layer,
+    layer::{Carried, Layer},
     modules::{Attention, GatedMlp, RmsNorm},
     registry::{FamilyConfig, KeyLayout, ModelFamily},
 };
@@ -86,6 +87,14 @@ pub trait FamilyDef: Sync + 'static {
     /// # Errors
     /// Sizes that do not fit.
     fn block(base: &BaseConfig, own: &Self::Own, layer: usize, init: &Init) -> Result<Block>;
+
+    /// What is added to the loss of a pass, from what its layers left.
+    ///
+    /// # Errors
+    /// Those of the operators.
+    fn extra_loss(_own: &Self::Own, _carried: &Carried) -> Result<Option<Var>> {
+        Ok(None)
+    }
 }
 
 fn object(v: Value) -> Map {
@@ -121,6 +130,10 @@ impl<F: FamilyDef> FamilyConfig for Typed<F> {
 
     fn block(&self, layer: usize, init: &Init) -> Result<Block> {
         F::block(&self.base, &self.own, layer, init)
+    }
+
+    fn extra_loss(&self, carried: &Carried) -> Result<Option<Var>> {
+        F::extra_loss(&self.own, carried)
     }
 }
 

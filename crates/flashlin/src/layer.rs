@@ -1,6 +1,8 @@
 //! What every sub-layer of a block is: `[B, T, D]` in and out, with a context that carries boundaries, mode and
 //! state. A mixer is also a public layer by itself.
 
+use std::collections::BTreeMap;
+
 use flashlin_ops::{Mode, PackedSeqs};
 use flashlin_tensor::Var;
 
@@ -20,12 +22,17 @@ pub struct LayerCtx<'a> {
     pub seen: &'a [usize],
     /// State to continue from and to update.
     pub state: Option<&'a mut LayerState>,
+    /// What earlier layers of this pass left for later ones.
+    pub carried: Carried,
 }
+
+/// Values that a layer leaves for later layers of the same pass, by name: for the tokens of the pass, `[B, T, ..]`.
+pub type Carried = BTreeMap<&'static str, Var>;
 
 impl LayerCtx<'_> {
     /// A call on whole sequences, without state.
     pub fn stateless() -> Self {
-        LayerCtx { seqs: None, mode: Mode::Auto, seen: &[], state: None }
+        LayerCtx { seqs: None, mode: Mode::Auto, seen: &[], state: None, carried: Carried::new() }
     }
 
     /// Boundaries for an input `[B, T, ..]`.

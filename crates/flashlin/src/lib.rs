@@ -32,7 +32,7 @@ pub use family::{FamilyDef, Keys};
 pub use flashlin_ops::{Mode, PackedSeqs};
 pub use flashlin_tensor::{DType, Device};
 pub use init::{Dist, Init, Role};
-pub use layer::{Layer, LayerCtx, forward_masked};
+pub use layer::{Carried, Layer, LayerCtx, forward_masked};
 pub use model::{ForwardOptions, Input, Logits, Model, Output, Tokens};
 pub use padding::Padding;
 pub use pretrained::{CONFIG_FILE, GENERATION_FILE};

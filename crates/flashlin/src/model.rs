@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Map},
     head::{self, HeadInput},
     init::{Dist, Init, ParamList, Role},
+    layer::Carried,
     modules::{Linear, RmsNorm},
     padding::Padding,
     state::{LayerState, ModelState},
@@ -113,7 +114,7 @@ pub struct ForwardOptions {
 pub struct Output {
     /// As [`ForwardOptions::logits`] asked.
     pub logits: Option<Var>,
-    /// Mean cross entropy over counted labels in nats (f32 scalar), where labels were given.
+    /// Mean cross entropy over counted labels in nats (f32 scalar), where labels were given, and what the family adds to it.
     pub loss: Option<Var>,
     /// Number of counted labels.
     pub loss_tokens: usize,
@@ -304,12 +305,13 @@ impl Model {
         let pass = PassCtx { seqs: packed, mode: options.mode, seen: &seen, dtype: self.dtype };
         let mut hidden_states = Vec::new();
         let mut stream = Stream::new(x);
+        let mut carried = Carried::new();
         for (i, block) in self.blocks.iter().enumerate() {
             if options.hidden_states {
                 hidden_states.push(stream.sum()?);
             }
             let layer_state = state.as_deref_mut().map(|s| &mut s.layers[i]);
-            stream = run_block(block, stream, &pass, layer_state, options.checkpoint_layers)?;
+            stream = run_block(block, stream, &pass, layer_state, &mut carried, options.checkpoint_layers)?;
         }
         let x = stream.normed(&self.final_norm)?.to_dtype(self.dtype)?;
         if options.hidden_states {
@@ -337,7 +339,12 @@ impl Model {
             logits: options.logits,
             l2warp: self.config.base().use_l2warp,
         };
-        let (logits, loss, loss_tokens) = head::run(head)?;
+        let (logits, mut loss, loss_tokens) = head::run(head)?;
+        if let Some(loss) = &mut loss
+            && let Some(extra) = self.config.typed().extra_loss(&carried)?
+        {
+            *loss = loss.add(&extra.to_dtype(loss.dtype())?)?;
+        }
         Ok(Output { logits, loss, loss_tokens, hidden_states })
     }
 

@@ -2,12 +2,15 @@
 
 use std::{any::Any, fmt::Debug};
 
+use flashlin_tensor::Var;
+
 use crate::{
     Error, Result,
     backbone::Block,
     config::{BaseConfig, KeyInfo, Map},
     features,
     init::Init,
+    layer::Carried,
 };
 
 /// A model architecture: its name, its config keys, and how to build its blocks.
@@ -67,6 +70,14 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// # Errors
     /// Sizes that do not fit.
     fn block(&self, layer: usize, init: &Init) -> Result<Block>;
+
+    /// What is added to the loss of a pass, from what its layers left (load balancing).
+    ///
+    /// # Errors
+    /// Those of the operators.
+    fn extra_loss(&self, _carried: &Carried) -> Result<Option<Var>> {
+        Ok(None)
+    }
 }
 
 /// Key names outside the blocks.
@@ -104,6 +115,7 @@ pub static REGISTRY: &[&dyn ModelFamily] = &[
     &features::mamba::Mamba,
     &features::samba::Samba,
     &features::rodimus::Rodimus,
+    &features::mom::Mom,
 ];
 
 /// The family with this `model_type`.

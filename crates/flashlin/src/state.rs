@@ -80,6 +80,11 @@ impl LayerState {
         Ok(LayerState { tensors: tensors.collect::<Result<_>>()? })
     }
 
+    /// Of tensors that belong together.
+    pub(crate) fn of(tensors: Vec<StateTensor>) -> Self {
+        LayerState { tensors }
+    }
+
     /// The tensors in declared order.
     pub fn tensors(&self) -> &[StateTensor] {
         &self.tensors

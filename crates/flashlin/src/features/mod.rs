@@ -14,6 +14,7 @@ pub mod linear_attn;
 pub mod mamba;
 pub mod mamba2;
 pub mod mla;
+pub mod mom;
 pub mod retnet;
 pub mod rodimus;
 pub mod samba;

@@ -40,6 +40,7 @@ const ELSEWHERE: &[&str] = &[
     "mamba",
     "samba",
     "rodimus",
+    "mom",
 ];
 
 fn passes(family: &str) {
@@ -52,7 +53,14 @@ fn passes(family: &str) {
             eprintln!("{family} {} {}: {:?} > {:?} {:?}", l.mode, l.key, l.error, l.tolerance, l.note);
         }
         assert!(report.pass, "{}", dir.display());
-        assert!(report.lines.len() > 20, "{}: only {} keys were compared", dir.display(), report.lines.len());
+        // The peer's loss and gradients of mom are no reference.
+        let least = if family == "mom" { 10 } else { 20 };
+        assert!(
+            report.lines.len() >= least,
+            "{}: only {} keys were compared",
+            dir.display(),
+            report.lines.len()
+        );
     }
 }
 
@@ -76,7 +84,8 @@ golden_tests!(
     mla,
     mamba,
     samba,
-    rodimus
+    rodimus,
+    mom
 );
 
 /// A parameter that is 5 % off must show, whichever it is.

@@ -119,6 +119,12 @@ pub fn variants() -> Vec<(String, Value)> {
         ),
         ("samba", json!({"state_size": 4, "attn": {"layers": [1], "num_heads": 2, "window_size": 9}})),
         ("rodimus", json!({"block_type": "rodimus", "expand_ratio": 8})),
+        ("mom", json!({"num_heads": 2, "head_dim": 8})),
+        (
+            "mom",
+            json!({"num_heads": 2, "head_dim": 8, "expand_v": 1.5, "num_memories": 3, "topk": 1, "shared_mem": false, "use_output_gate": false, "use_short_conv": false, "attn": hybrid}),
+        ),
+        ("mom", json!({"num_heads": 1, "head_dim": 8, "num_memories": 3, "single_kv_proj": true})),
         (
             "rodimus",
             json!({"expand_ratio": 8, "ska_attn": {"num_heads": 2, "window_size": 9, "qk_norm": true, "qkv_bias": true}, "use_short_conv": false, "tie_word_embeddings": false}),

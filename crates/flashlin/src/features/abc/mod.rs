@@ -51,7 +51,7 @@ impl FamilyDef for Abc {
             even_head_dim("expand_k", k / own.num_heads)?;
         }
         if let (Some(lo), Some(hi)) = (own.clamp_min, own.clamp_max)
-            && !(lo <= hi)
+            && (lo > hi || lo.is_nan() || hi.is_nan())
         {
             return Err(Error::config("clamp_min", format!("is {lo}, above clamp_max {hi}")));
         }
