@@ -281,11 +281,14 @@ impl Run<'_, '_> {
             }
             Cut::Blocks { tokens } => {
                 let ids = self.plain(text)?;
-                self.joined.extend(ids);
-                while self.joined.len() >= tokens && self.left > 0 {
-                    let rest = self.joined.split_off(tokens);
-                    let block = std::mem::replace(&mut self.joined, rest);
-                    self.text(whole(block), None)?;
+                let mut all = std::mem::take(&mut self.joined);
+                all.extend(ids);
+                let blocks = all.chunks_exact(tokens);
+                self.joined = blocks.remainder().to_vec();
+                for block in blocks {
+                    if self.left > 0 {
+                        self.text(whole(block.to_vec()), None)?;
+                    }
                 }
                 Ok(())
             }
