@@ -399,7 +399,7 @@ fn mom(keys: Value, memories: usize, topk: usize, heads: usize) {
                 let k = conv("k", &w.linear(&of("k"), x));
                 let v = conv("v", &w.linear(&of("v"), x));
                 let (b, a) = (w.linear(&of("b"), x), w.linear(&of("a"), x));
-                delta(w, &at("").trim_end_matches('.').to_string(), heads, [&q, &k, &v, &b, &a])
+                delta(w, at("").trim_end_matches('.'), heads, [&q, &k, &v, &b, &a])
             };
             let of_shared = |name: &str| at(&format!("shared_{name}"));
             let mut o = match shared {
