@@ -57,7 +57,7 @@ impl<'a> Recurrence<'a> for DecayArgs<'a> {
     }
 }
 
-fn advanced(out: SeqOutput, state: &mut RecurrentState) -> Result<Var> {
+pub(crate) fn advanced(out: SeqOutput, state: &mut RecurrentState) -> Result<Var> {
     *state = out
         .final_state
         .ok_or_else(|| Error::invalid("recurrence", "final_state", "was asked for but not returned"))?;

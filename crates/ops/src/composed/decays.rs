@@ -4,13 +4,13 @@ use flashlin_tensor::{Result, Tensor, Var, cuda};
 
 /// Which states outputs or erase keys read: those after a token's decay, those before it.
 #[derive(Clone, Copy)]
-pub(super) struct Reads {
+pub(crate) struct Reads {
     pub after: bool,
     pub before: bool,
 }
 
 /// A constant matrix `[c, c]` of ones where `on`, of the dtype and device of `like`.
-pub(super) fn mask(c: usize, on: impl Fn(usize, usize) -> bool, like: &Var) -> Result<Var> {
+pub(crate) fn mask(c: usize, on: impl Fn(usize, usize) -> bool, like: &Var) -> Result<Var> {
     let at = |n: usize| f64::from(u8::from(on(n / c, n % c)));
     constant((0..c * c).map(at).collect(), &[c, c], like)
 }
@@ -21,7 +21,7 @@ fn constant(values: Vec<f64>, dims: &[usize], like: &Var) -> Result<Var> {
 }
 
 /// Decays of one of the state's dimensions; none at all where there is no gate.
-pub(super) struct Decays {
+pub(crate) struct Decays {
     size: usize,
     /// Exponentials `[n, HV, R, W]`: pairs and starts of each kind of read, ends, the total.
     table: Option<Var>,

@@ -11,8 +11,9 @@ mod decays;
 mod solve;
 
 use chunks::Chunks;
-use decays::{Decays, Reads};
+pub(crate) use decays::{Decays, Reads, mask};
 use flashlin_tensor::{Result, Tensor, Var};
+pub(crate) use solve::inverse;
 
 use crate::PackedSeqs;
 

@@ -50,7 +50,7 @@ impl Solve {
 }
 
 /// `(I + l)^-1` for l below the diagonal; None is the identity (a single token).
-fn inverse(l: &Var) -> Result<Option<Var>> {
+pub(crate) fn inverse(l: &Var) -> Result<Option<Var>> {
     let c = l.dim(3);
     let mut x: Option<Var> = None;
     let mut block = 1;

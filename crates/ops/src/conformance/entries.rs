@@ -6,7 +6,8 @@ use super::checks::CHECKS;
 use super::module::{MODULE_CHECKS, ModuleOp};
 use super::{Report, SequenceOp};
 use crate::{
-    OpInfo, activation, conv, decay, delta, find_op, gate, loss, maps, norm, rope, scan, slots, softmax,
+    OpInfo, activation, conv, decay, delta, find_op, gate, levels, loss, maps, norm, path, rope, rwkv, scan,
+    slots, softmax, solver, sparse,
 };
 
 /// An operator's face for the suite.
@@ -57,6 +58,15 @@ pub static ENTRIES: &[Entry] = &[
     module(&scan::conform::LogSum, &["logcumsumexp"]),
     module(&scan::selective::conform::Conformance, &["selective_scan"]),
     module(&slots::conform::Conformance, &["slot_attention"]),
+    module(&loss::conform::Divergence, &["linear_kl_divergence"]),
+    module(&levels::conform::Conformance, &["log_linear_attn"]),
+    module(&solver::conform::Conformance, &["mesa"]),
+    module(&path::conform::Conformance, &["path_attn"]),
+    module(&sparse::conform::Conformance, &["nsa"]),
+    module(&rwkv::conform::Shift, &["token_shift"]),
+    module(&rwkv::conform::Pointwise, &["rwkv7_pointwise"]),
+    sequence(&delta::substeps::conform::Product, &["delta_product"]),
+    sequence(&delta::substeps::conform::Generalised, &["dplr", "iplr"]),
 ];
 
 impl Entry {

@@ -38,6 +38,7 @@ mod grad_check;
 mod module;
 mod oracle;
 mod run;
+mod tape;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +53,7 @@ pub use grad_check::{differences, grad_check};
 pub use module::{MODULE_CHECKS, ModuleCheck, ModuleInput, ModuleOp};
 pub use oracle::reference_gradients;
 pub use run::{Outcome, Outputs, Vars, execute};
+pub use tape::{Number, Traced, dot, trace};
 
 use flashlin_tensor::{DType, Device, Tensor, poison_outputs};
 

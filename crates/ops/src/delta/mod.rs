@@ -10,6 +10,7 @@ pub mod reference;
 mod resume;
 mod run;
 mod step;
+pub mod substeps;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use flashlin_tensor::{DType, Result};
 pub use flops::chunk_matrix_flops;
 pub use resume::delta_step_on;
 pub use step::{DeltaStep, StepInputs};
+pub use substeps::{DELTA_PRODUCT, DPLR, DeltaProductArgs, DplrArgs, IPLR, Settings, delta_product, dplr};
 
 use crate::{Mode, OpInfo, SeqOutput};
 

@@ -2,9 +2,9 @@
 
 use flashlin_tensor::{Tensor, Var};
 
-use super::{LossOptions, Reduction, cross_entropy, linear_cross_entropy, reference};
+use super::{LossOptions, Reduction, cross_entropy, linear_cross_entropy, linear_kl_divergence, reference};
 use crate::Result;
-use crate::conformance::{Fill, ModuleInput, ModuleOp};
+use crate::conformance::{Fill, ModuleInput, ModuleOp, Number, dot, trace};
 
 /// [`cross_entropy`] with every option and reduction.
 #[derive(Clone, Copy, Debug)]
@@ -132,5 +132,71 @@ impl ModuleOp for Linear {
         let mut all = vec![dx, dw];
         all.extend(bias.then_some(db));
         all
+    }
+}
+
+/// [`linear_kl_divergence`], mean and sum.
+#[derive(Clone, Copy, Debug)]
+pub struct Divergence;
+
+/// The teacher: wider than the student, with numbers of no particular meaning.
+fn teacher(n: usize, width: usize) -> Vec<f64> {
+    (0..n * width).map(|i| ((i * 37 % 101) as f64 / 50.0 - 1.0) * 0.5).collect()
+}
+
+const TEACHER: usize = 5;
+
+fn log_softmax<N: Number>(x: &[N], weight: &[N], width: usize) -> Vec<N> {
+    let logits: Vec<N> = weight.chunks(width).map(|w| dot(x, w)).collect();
+    let sum = logits.iter().fold(N::of(0.0), |sum, l| sum + l.exp());
+    logits.into_iter().map(|l| l - sum.ln()).collect()
+}
+
+fn divergence<N: Number>(case: usize, x: &[Vec<N>]) -> Vec<Vec<N>> {
+    let constant = |v: Vec<f64>| v.into_iter().map(N::of).collect::<Vec<N>>();
+    let (tx, tw) = (constant(teacher(TOKENS, TEACHER)), constant(teacher(CLASSES, TEACHER)));
+    let mut sum = N::of(0.0);
+    for t in 0..TOKENS {
+        let q = log_softmax(&x[0][t * HIDDEN..][..HIDDEN], &x[1], HIDDEN);
+        let p = log_softmax(&tx[t * TEACHER..][..TEACHER], &tw, TEACHER);
+        sum = p.iter().zip(q).fold(sum, |sum, (&p, q)| sum + p.exp() * (p - q));
+    }
+    vec![vec![if case == 0 { sum / N::of(TOKENS as f64) } else { sum }]]
+}
+
+impl ModuleOp for Divergence {
+    fn name(&self) -> &'static str {
+        "linear_kl_divergence"
+    }
+
+    fn cases(&self) -> Vec<String> {
+        vec!["mean".into(), "sum".into()]
+    }
+
+    fn inputs(&self, _: usize) -> Vec<ModuleInput> {
+        vec![
+            ModuleInput::token("x", &[1, TOKENS, HIDDEN], Fill::Normal(1.0)),
+            ModuleInput::shared("weight", &[CLASSES, HIDDEN], Fill::Normal(0.3)),
+        ]
+    }
+
+    fn run(&self, case: usize, x: &[Var]) -> Result<Vec<Var>> {
+        let wide = |v: Vec<f64>, dims: &[usize]| {
+            Tensor::from_vec(v, dims)?.to_dtype(x[0].dtype().accumulator())?.to_device(&x[0].device())
+        };
+        let (tx, tw) = (
+            wide(teacher(TOKENS, TEACHER), &[TOKENS, TEACHER])?,
+            wide(teacher(CLASSES, TEACHER), &[CLASSES, TEACHER])?,
+        );
+        let reduction = [Reduction::Mean, Reduction::Sum][case];
+        Ok(vec![linear_kl_divergence(&x[0], &x[1], &tx, &tw, reduction)?])
+    }
+
+    fn reference(&self, case: usize, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        divergence(case, x)
+    }
+
+    fn reference_backward(&self, case: usize, x: &[Vec<f64>], d_out: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        trace(x, d_out, |x| divergence(case, x)).1
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod conform;
 mod cuda;
+mod kl;
 mod labels;
 mod linear;
 mod plain;
@@ -11,6 +12,7 @@ mod rows;
 mod tests;
 
 use flashlin_tensor::{DType, Error, Result, Var};
+pub use kl::{LINEAR_KL_DIVERGENCE, linear_kl_divergence};
 pub use labels::shift_labels;
 pub use linear::linear_cross_entropy;
 pub use plain::cross_entropy;

@@ -5,6 +5,7 @@ use crate::{PackedSeqs, testing::*};
 
 crate::module_conformance!(plain, super::conform::Plain);
 crate::module_conformance!(linear, super::conform::Linear);
+crate::module_conformance!(divergence, super::conform::Divergence);
 
 const N: usize = 7;
 const V: usize = 37;
