@@ -9,7 +9,7 @@ use flashlin_tensor::{DType, Var, checkpoint};
 use crate::{
     Result,
     layer::{Carried, Layer, LayerCtx},
-    modules::RmsNorm,
+    modules::Norm,
     state::{LayerState, StateSpec},
 };
 
@@ -18,13 +18,15 @@ pub struct SubLayer {
     /// Name of the sub-layer in checkpoint keys.
     pub key: &'static str,
     /// Normalisation before it.
-    pub norm: RmsNorm,
+    pub norm: Norm,
     /// The mixer or MLP.
     pub layer: Box<dyn Layer>,
 }
 
 /// A block: residual branches in order.
 pub struct Block {
+    /// Normalises the residual stream itself before the first branch (RWKV's first block).
+    pub entry: Option<Norm>,
     /// The branches.
     pub parts: Vec<SubLayer>,
     /// Keep the residual stream in f32 where the model computes in half precision.
@@ -53,7 +55,7 @@ impl Stream {
     }
 
     /// norm(x + branch); the stream holds the sum from here on.
-    pub fn normed(&mut self, norm: &RmsNorm) -> Result<Var> {
+    pub fn normed(&mut self, norm: &Norm) -> Result<Var> {
         let Some(branch) = self.branch.take() else { return norm.forward(&self.x) };
         let (normed, sum) = norm.forward_sum(&branch, &self.x)?;
         self.x = sum;
@@ -82,6 +84,9 @@ impl Block {
         mut state: Option<&mut LayerState>,
         carried: &mut Carried,
     ) -> Result<Stream> {
+        if let Some(norm) = &self.entry {
+            x = Stream::new(norm.forward(&x.sum()?)?);
+        }
         if self.residual_f32 {
             x.x = x.x.to_dtype(x.x.dtype().accumulator())?;
         }

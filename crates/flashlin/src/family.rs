@@ -12,8 +12,8 @@ use crate::{
     config::{BaseConfig, KeyInfo, Map},
     init::Init,
     layer::{Carried, Layer},
-    modules::{Attention, GatedMlp, RmsNorm},
-    registry::{FamilyConfig, KeyLayout, ModelFamily},
+    modules::{Attention, GatedMlp, Norm},
+    registry::{Ends, FamilyConfig, KeyLayout, ModelFamily},
 };
 
 /// A table of config keys (made by `config_keys!`).
@@ -65,7 +65,7 @@ pub trait FamilyDef: Sync + 'static {
     /// Whether the peer's mixers run over the boundaries of packed sequences.
     const PEER_CROSSES_BOUNDARIES: bool = false;
 
-    /// Defaults of base keys where they differ from the common ones.
+    /// Defaults of keys where they differ from the common ones (or from those of another family's keys).
     fn defaults() -> Value {
         Value::Object(Map::new())
     }
@@ -94,6 +94,11 @@ pub trait FamilyDef: Sync + 'static {
     /// Those of the operators.
     fn extra_loss(_own: &Self::Own, _carried: &Carried) -> Result<Option<Var>> {
         Ok(None)
+    }
+
+    /// What stands before and after the blocks.
+    fn ends(base: &BaseConfig, _own: &Self::Own) -> Ends {
+        Ends::usual(base)
     }
 }
 
@@ -135,6 +140,10 @@ impl<F: FamilyDef> FamilyConfig for Typed<F> {
     fn extra_loss(&self, carried: &Carried) -> Result<Option<Var>> {
         F::extra_loss(&self.own, carried)
     }
+
+    fn ends(&self) -> Ends {
+        F::ends(&self.base, &self.own)
+    }
 }
 
 impl<F: FamilyDef> ModelFamily for F {
@@ -168,9 +177,10 @@ impl<F: FamilyDef> ModelFamily for F {
     }
 
     fn parse(&self, raw: &Map) -> Result<Arc<dyn FamilyConfig>> {
-        let mut base = BaseConfig::with_defaults(&object(<F as FamilyDef>::defaults()), raw)?;
+        let defaults = object(<F as FamilyDef>::defaults());
+        let mut base = BaseConfig::with_defaults(&defaults, raw)?;
         F::adapt(&mut base);
-        Ok(Arc::new(Typed::<F> { base, own: F::Own::default().read(raw)? }))
+        Ok(Arc::new(Typed::<F> { base, own: F::Own::default().read(&defaults)?.read(raw)? }))
     }
 
     fn presets(&self) -> Vec<(&'static str, Map)> {
@@ -197,7 +207,7 @@ pub(crate) fn mixer_and_mlp<L: Layer + 'static>(
     init: &Init,
     mixer: impl FnOnce(&Init) -> Result<L>,
 ) -> Result<Block> {
-    let norm = |key: &str| RmsNorm::new(&init.sub(key), base.hidden_size, base.norm_eps, true);
+    let norm = |key: &str| Norm::rms(&init.sub(key), base.hidden_size, base.norm_eps, true);
     let mixer_norm = norm("attn_norm")?;
     let at = init.sub("attn");
     let mixer: Box<dyn Layer> = match base.attention_at(layer)? {
@@ -210,7 +220,7 @@ pub(crate) fn mixer_and_mlp<L: Layer + 'static>(
         SubLayer { key: "attn", norm: mixer_norm, layer: mixer },
         SubLayer { key: "mlp", norm: mlp_norm, layer: mlp },
     ];
-    Ok(Block { parts, residual_f32: false })
+    Ok(Block { entry: None, parts, residual_f32: false })
 }
 
 /// The block whose sub-layers are called mixer and MLP in checkpoints: `mixer_norm`, `mixer`, `mlp_norm`, `mlp`.
@@ -220,7 +230,7 @@ pub(crate) fn named_mixer_and_mlp(
     mixer: Box<dyn Layer>,
     mlp: &BaseConfig,
 ) -> Result<Block> {
-    let norm = |key: &str| RmsNorm::new(&init.sub(key), base.hidden_size, base.norm_eps, true);
+    let norm = |key: &str| Norm::rms(&init.sub(key), base.hidden_size, base.norm_eps, true);
     let parts = vec![
         SubLayer { key: "mixer", norm: norm("mixer_norm")?, layer: mixer },
         SubLayer {
@@ -229,7 +239,7 @@ pub(crate) fn named_mixer_and_mlp(
             layer: Box::new(GatedMlp::new(&init.sub("mlp"), mlp)?),
         },
     ];
-    Ok(Block { parts, residual_f32: false })
+    Ok(Block { entry: None, parts, residual_f32: false })
 }
 
 /// Checks that the gated MLP of the usual block has an activation it supports.

@@ -5,6 +5,7 @@
 
 mod backbone;
 pub mod config;
+pub mod convert;
 mod error;
 mod family;
 pub mod features;
@@ -36,7 +37,7 @@ pub use layer::{Carried, Layer, LayerCtx, forward_masked};
 pub use model::{ForwardOptions, Input, Logits, Model, Output, Tokens};
 pub use padding::Padding;
 pub use pretrained::{CONFIG_FILE, GENERATION_FILE};
-pub use registry::{FamilyConfig, KeyLayout, ModelFamily, REGISTRY, find_family};
+pub use registry::{Ends, FamilyConfig, KeyLayout, ModelFamily, REGISTRY, find_family};
 pub use state::{LayerState, ModelState, STATE_VERSION, StateKind, StateSpec, StateTensor};
 
 /// `n` cases of a property; `PROPTEST_CASES` asks for a longer run.

@@ -10,9 +10,9 @@ use crate::{
     backbone::{Block, PassCtx, Stream, run_block},
     config::{Config, Map},
     head::{self, HeadInput},
-    init::{Dist, Init, ParamList, Role},
+    init::{Init, ParamList, Role},
     layer::Carried,
-    modules::{Linear, RmsNorm},
+    modules::{Linear, Norm},
     padding::Padding,
     state::{LayerState, ModelState},
 };
@@ -132,7 +132,7 @@ pub struct Model {
     tied: Vec<(String, String)>,
     embeddings: Arc<Parameter>,
     blocks: Vec<Arc<Block>>,
-    final_norm: RmsNorm,
+    final_norm: Norm,
     lm_head: Arc<Parameter>,
     dtype: DType,
     device: Device,
@@ -170,17 +170,22 @@ impl Model {
         let layout = config.family().layout();
         let root = init.sub(layout.root);
         let table = [base.vocab_size, base.hidden_size];
-        let normal = Dist::Normal(base.initializer_range);
-        let embeddings = root.sub("embeddings").param("weight", &table, normal, Role::Weight)?;
+        let ends = config.typed().ends();
+        let embeddings = root.sub("embeddings").param("weight", &table, ends.embedding, Role::Weight)?;
         let layer = |i| Ok(Arc::new(config.typed().block(i, &root.sub("layers").sub(i))?));
         let blocks = (0..base.num_hidden_layers).map(layer).collect::<Result<Vec<_>>>()?;
-        let final_norm = RmsNorm::new(&root.sub(layout.final_norm), base.hidden_size, base.norm_eps, true)?;
+        let at = root.sub(layout.final_norm);
+        let final_norm = match ends.layer_norm_bias {
+            None => Norm::rms(&at, base.hidden_size, base.norm_eps, true)?,
+            Some(bias) => Norm::layer(&at, base.hidden_size, base.norm_eps, bias)?,
+        };
         let mut tied = Vec::new();
         let lm_head = if base.tie_word_embeddings {
             tied.push(("lm_head.weight".into(), embeddings.name().into()));
             embeddings.clone()
         } else {
-            Linear::new(&init.sub("lm_head"), base.hidden_size, base.vocab_size, false)?.weight().clone()
+            let (input, output) = (base.hidden_size, base.vocab_size);
+            Linear::with_init(&init.sub("lm_head"), input, output, false, ends.head)?.weight().clone()
         };
         let ParamList { params, roles, tied: others } = init.finish();
         tied.extend(others);

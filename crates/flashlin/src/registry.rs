@@ -9,7 +9,7 @@ use crate::{
     backbone::Block,
     config::{BaseConfig, KeyInfo, Map},
     features,
-    init::Init,
+    init::{Dist, Init},
     layer::Carried,
 };
 
@@ -78,6 +78,30 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     fn extra_loss(&self, _carried: &Carried) -> Result<Option<Var>> {
         Ok(None)
     }
+
+    /// What stands before and after the blocks.
+    fn ends(&self) -> Ends {
+        Ends::usual(self.base())
+    }
+}
+
+/// How the embedding and the output projection start, and which norm the last one is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ends {
+    /// Initial embeddings.
+    pub embedding: Dist,
+    /// Initial output projection (where it is not the embedding).
+    pub head: Dist,
+    /// None: the final norm is an RMS norm. Otherwise a layer norm, with or without a bias.
+    pub layer_norm_bias: Option<bool>,
+}
+
+impl Ends {
+    /// Normal weights and an RMS norm.
+    pub fn usual(base: &BaseConfig) -> Self {
+        let normal = Dist::Normal(base.initializer_range);
+        Ends { embedding: normal, head: normal, layer_norm_bias: None }
+    }
 }
 
 /// Key names outside the blocks.
@@ -101,8 +125,16 @@ pub static REGISTRY: &[&dyn ModelFamily] = &[
     &features::retnet::RetNet,
     &features::delta_net::DeltaNet,
     &features::gated_deltanet::GatedDeltaNet,
+    &features::gated_deltaproduct::GatedDeltaProduct,
+    &features::comba::Comba,
     &features::kda::Kda,
+    &features::rwkv6::Rwkv6,
+    &features::rwkv7::Rwkv7,
     &features::mamba2::Mamba2,
+    &features::log_linear_mamba2::LogLinearMamba2,
+    &features::mesa_net::MesaNet,
+    &features::path_attn::PathAttn,
+    &features::nsa::Nsa,
     &features::transformer::Transformer,
     &features::linear_attn::LinearAttn,
     &features::lightnet::LightNet,

@@ -17,6 +17,8 @@ pub enum StateKind {
     Recurrent,
     /// The last inputs of a short convolution.
     Conv,
+    /// The last token that a token shift saw.
+    Shift,
     /// Keys or values of softmax attention; grows with the length unless windowed.
     KeyValue,
     /// A number per row.
@@ -29,6 +31,7 @@ impl StateKind {
         match self {
             StateKind::Recurrent => "recurrent",
             StateKind::Conv => "conv",
+            StateKind::Shift => "shift",
             StateKind::KeyValue => "kv",
             StateKind::Counter => "counter",
         }

@@ -197,10 +197,12 @@ fn a_recurrent_state_does_not_grow() {
         let before = state.bytes();
         feed(&m, &ids[30..], &mut state, &[5; 12], Mode::Auto);
         let after = state.bytes();
-        let softmax = ["transformer", "forgetting_transformer", "mla"];
+        let softmax = ["transformer", "forgetting_transformer", "mla", "path_attn", "nsa"];
         let hybrid = ["attn", "ska_attn"].iter().any(|key| keys.get(key).is_some());
         let attention = softmax.iter().any(|family| name.starts_with(family)) || hybrid;
-        let windowed = keys.get("window_size").is_some() || hybrid;
+        let windowed = (keys.get("window_size").is_some() && !name.starts_with("nsa"))
+            || keys.get("ska_attn").is_some()
+            || keys.get("attn").is_some_and(|a| a.to_string().contains("window_size"));
         match (attention, windowed) {
             (false, _) => assert_eq!(after, before, "{name}"),
             (true, true) => assert!(after <= 2 * before, "{name}: {before} -> {after}"),

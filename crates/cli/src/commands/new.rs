@@ -91,7 +91,8 @@ pub fn preset(model: &str, preset: Option<&str>) -> anyhow::Result<Map> {
     Ok(map)
 }
 
-fn report(ctx: &Context, dir: &std::path::Path, model: &Model, dtype: DType) -> anyhow::Result<()> {
+/// Says what was written.
+pub fn report(ctx: &Context, dir: &std::path::Path, model: &Model, dtype: DType) -> anyhow::Result<()> {
     let parameters = model.num_params() as u64;
     if ctx.out.json {
         let dir = dir.display().to_string();

@@ -1,9 +1,11 @@
 //! One folder a model: its config keys, its mixer, its registry entry, its tests, its README.
 
 pub mod abc;
+pub mod comba;
 pub mod delta_net;
 pub mod forgetting_transformer;
 pub mod gated_deltanet;
+pub mod gated_deltaproduct;
 pub mod gla;
 pub mod gsa;
 pub mod hgrn;
@@ -11,11 +13,17 @@ pub mod hgrn2;
 pub mod kda;
 pub mod lightnet;
 pub mod linear_attn;
+pub mod log_linear_mamba2;
 pub mod mamba;
 pub mod mamba2;
+pub mod mesa_net;
 pub mod mla;
 pub mod mom;
+pub mod nsa;
+pub mod path_attn;
 pub mod retnet;
 pub mod rodimus;
+pub mod rwkv6;
+pub mod rwkv7;
 pub mod samba;
 pub mod transformer;

@@ -1,6 +1,8 @@
 //! Building parameters: names, shapes, initial values. A parameter's value depends on the seed and its name
 //! alone, so adding one moves no other.
 
+mod orthogonal;
+
 use std::{
     cell::{Cell, RefCell},
     path::PathBuf,
@@ -19,10 +21,14 @@ pub enum Dist {
     Zeros,
     /// All ones.
     Ones,
+    /// All this number.
+    Constant(f64),
     /// N(0, std^2).
     Normal(f64),
     /// Uniform in [lo, hi).
     Uniform(f64, f64),
+    /// A matrix whose rows (or columns, where there are fewer) are orthogonal and of this length.
+    Orthogonal(f64),
     /// ln of a uniform in [lo, hi): how `A_log` starts.
     LogUniform(f64, f64),
     /// ln(1 + i mod n) of element i: rates 1 to n of each channel's state (S4D real).
@@ -57,8 +63,11 @@ impl Dist {
         match self {
             Dist::Zeros => 0.0,
             Dist::Ones => 1.0,
+            Dist::Constant(x) => x,
             Dist::Normal(std) => std * rng.normal(i),
             Dist::Uniform(lo, hi) => lo + (hi - lo) * rng.uniform(i),
+            // Before they are made orthogonal.
+            Dist::Orthogonal(_) => rng.normal(i),
             // 1 - u avoids ln 0 when lo is 0.
             Dist::LogUniform(lo, hi) => (hi - (hi - lo) * rng.uniform(i)).ln(),
             Dist::LogCount(n) => ((i % n.max(1) as u64) as f64).ln_1p(),
@@ -196,6 +205,48 @@ impl Init {
     /// # Errors
     /// When memory is short or the shape is absurd.
     pub fn param(&self, name: &str, dims: &[usize], dist: Dist, role: Role) -> Result<Arc<Parameter>> {
+        let device = &self.device;
+        self.make(name, dims, role, |full, dtype| {
+            Ok(match dist {
+                Dist::Zeros => Tensor::zeros(dims, dtype, device)?,
+                Dist::Ones => Tensor::ones(dims, dtype, device)?,
+                Dist::Normal(std) => Philox::named(self.seed, full).randn(0.0, std, dims, dtype, device)?,
+                Dist::Orthogonal(gain) => {
+                    let rows = orthogonal::orthogonal(&Philox::named(self.seed, full), dims, gain)?;
+                    rows.to_dtype(dtype)?.to_device(device)?
+                }
+                dist => {
+                    let rng = Philox::named(self.seed, full);
+                    rng.fill(dims, dtype, device, |rng, i| dist.sample(rng, i))?
+                }
+            })
+        })
+    }
+
+    /// Makes one parameter whose values follow from their places: `f(i)` for the i-th in row-major order.
+    ///
+    /// # Errors
+    /// As [`Init::param`].
+    pub fn values(
+        &self,
+        name: &str,
+        dims: &[usize],
+        role: Role,
+        f: impl Fn(usize) -> f64,
+    ) -> Result<Arc<Parameter>> {
+        self.make(name, dims, role, |_, dtype| {
+            let values: Vec<f64> = (0..dims.iter().product()).map(f).collect();
+            Ok(Tensor::from_vec(values, dims)?.to_dtype(dtype)?.to_device(&self.device)?)
+        })
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        dims: &[usize],
+        role: Role,
+        value: impl FnOnce(&str, DType) -> Result<Tensor>,
+    ) -> Result<Arc<Parameter>> {
         let full = self.sub(name).prefix;
         let count = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
         match count.and_then(|n| self.room.get().checked_sub(n)) {
@@ -211,18 +262,7 @@ impl Init {
             }
         }
         let dtype = if role == Role::Gate { self.dtype.accumulator() } else { self.dtype };
-        let value = match dist {
-            _ if self.blank => blank(dims, dtype, &self.device)?,
-            Dist::Zeros => Tensor::zeros(dims, dtype, &self.device)?,
-            Dist::Ones => Tensor::ones(dims, dtype, &self.device)?,
-            Dist::Normal(std) => {
-                Philox::named(self.seed, &full).randn(0.0, std, dims, dtype, &self.device)?
-            }
-            dist => {
-                let rng = Philox::named(self.seed, &full);
-                rng.fill(dims, dtype, &self.device, |rng, i| dist.sample(rng, i))?
-            }
-        };
+        let value = if self.blank { blank(dims, dtype, &self.device)? } else { value(&full, dtype)? };
         let param = Arc::new(Parameter::new(full, value));
         let mut list = self.list.borrow_mut();
         list.params.push(param.clone());

@@ -3,7 +3,7 @@
 use flashlin_ops::softmax::{AttentionArgs, attention};
 use flashlin_tensor::Var;
 
-use super::{Cache, Heads, Linear, RmsNorm, Rotary, linears};
+use super::{Cache, Heads, Linear, Norm, Rotary, linears};
 use crate::{
     Error, Result,
     config::AttentionSpec,
@@ -38,7 +38,7 @@ pub struct Attention {
     k: Linear,
     v: Linear,
     out: Linear,
-    norms: Option<(RmsNorm, RmsNorm)>,
+    norms: Option<(Norm, Norm)>,
     rotary: Rotary,
     options: AttentionOptions,
     head_dim: usize,
@@ -59,7 +59,7 @@ impl Attention {
         let head_dim = hidden / options.heads;
         let kv = options.kv_heads * head_dim;
         let bias = options.qkv_bias;
-        let norm = |key: &str| RmsNorm::new(&init.sub(key), head_dim, QK_NORM_EPS, true);
+        let norm = |key: &str| Norm::rms(&init.sub(key), head_dim, QK_NORM_EPS, true);
         Ok(Attention {
             q: Linear::new(&init.sub("q_proj"), hidden, hidden, bias)?,
             k: Linear::new(&init.sub("k_proj"), hidden, kv, bias)?,

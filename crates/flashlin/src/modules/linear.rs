@@ -34,6 +34,22 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    /// As [`Linear::with_init`], with a bias that starts as a function of the channel.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_bias(
+        init: &Init,
+        input: usize,
+        output: usize,
+        dist: Dist,
+        bias: Option<&dyn Fn(usize) -> f64>,
+    ) -> Result<Self> {
+        let Linear { weight, .. } = Self::with_init(init, input, output, false, dist)?;
+        let bias = bias.map(|f| init.values("bias", &[output], Role::NoDecay, f)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
     /// `[.., in]` to `[.., out]`.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use super::{Linear, linears};
 use crate::{
     Result,
     config::BaseConfig,
-    init::Init,
+    init::{Dist, Init},
     layer::{Layer, LayerCtx},
 };
 
@@ -25,11 +25,19 @@ impl GatedMlp {
     /// # Errors
     /// When memory is short.
     pub fn new(init: &Init, base: &BaseConfig) -> Result<Self> {
+        Self::with_down(init, base, Dist::Normal(init.std()))
+    }
+
+    /// As [`GatedMlp::new`] with another distribution of the last map's weights.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_down(init: &Init, base: &BaseConfig, down: Dist) -> Result<Self> {
         let (d, width) = (base.hidden_size, base.mlp_size());
         Ok(GatedMlp {
             gate: Linear::new(&init.sub("gate_proj"), d, width, false)?,
             up: Linear::new(&init.sub("up_proj"), d, width, false)?,
-            down: Linear::new(&init.sub("down_proj"), width, d, false)?,
+            down: Linear::with_init(&init.sub("down_proj"), width, d, false, down)?,
             width,
         })
     }

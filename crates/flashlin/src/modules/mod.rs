@@ -13,6 +13,7 @@ mod norm;
 mod polynomial;
 mod recurrence;
 mod rotary;
+mod rwkv;
 mod selective;
 mod slots;
 
@@ -27,10 +28,12 @@ pub use linear::{Linear, LowRank, linears};
 pub(crate) use lower_bound::LowerBound;
 pub use mlp::GatedMlp;
 pub(crate) use norm::Gate;
-pub use norm::{GroupRmsNorm, MambaNorm, OutputNorm, RmsNorm};
+pub use norm::{GroupRmsNorm, MambaNorm, Norm, OutputNorm};
 pub use polynomial::{BasedAttention, PolynomialOptions, RebasedAttention};
 pub(crate) use recurrence::{matrix_spec, mixer_state, recur, recur_normalized, recurrent_spec, vector_spec};
 pub use rotary::Rotary;
+pub use rwkv::{Lora, Middle, TokenShift};
+pub(crate) use rwkv::{ffn_width, rwkv_block};
 pub use selective::{MambaMixer, MambaOptions};
 pub(crate) use slots::{running, running_spec, slot_specs, slots};
 

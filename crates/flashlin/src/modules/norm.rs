@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flashlin_ops::{
     activation::Activation,
-    norm::{NormArgs, norm, rms_norm, rms_norm_gated, rms_norm_gated_grouped},
+    norm::{NormArgs, NormKind, norm, rms_norm_gated, rms_norm_gated_grouped},
 };
 use flashlin_tensor::{Parameter, Var};
 
@@ -15,21 +15,38 @@ use crate::{
     init::{Dist, Init, Role},
 };
 
-/// x / sqrt(mean x^2 + eps) w over the last dimension.
-pub struct RmsNorm {
+/// A norm over the last dimension: x / sqrt(mean x^2 + eps) w, or (x - mean x) / sqrt(var x + eps) w + b.
+pub struct Norm {
+    kind: NormKind,
     weight: Option<Arc<Parameter>>,
+    bias: Option<Arc<Parameter>>,
     eps: f64,
 }
 
-impl RmsNorm {
-    /// A norm of `size` channels, with or without a weight.
+impl Norm {
+    /// An RMS norm of `size` channels, with or without a weight.
     ///
     /// # Errors
     /// When memory is short.
-    pub fn new(init: &Init, size: usize, eps: f64, affine: bool) -> Result<Self> {
+    pub fn rms(init: &Init, size: usize, eps: f64, affine: bool) -> Result<Self> {
         let weight =
             if affine { Some(init.param("weight", &[size], Dist::Ones, Role::NoDecay)?) } else { None };
-        Ok(RmsNorm { weight, eps })
+        Ok(Norm { kind: NormKind::Rms, weight, bias: None, eps })
+    }
+
+    /// A layer norm of `size` channels with a weight, and with or without a bias.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn layer(init: &Init, size: usize, eps: f64, bias: bool) -> Result<Self> {
+        let weight = init.param("weight", &[size], Dist::Ones, Role::NoDecay)?;
+        let bias = if bias { Some(init.param("bias", &[size], Dist::Zeros, Role::NoDecay)?) } else { None };
+        Ok(Norm { kind: NormKind::Layer, weight: Some(weight), bias, eps })
+    }
+
+    /// The parameters as variables.
+    fn vars(&self) -> [Option<Var>; 2] {
+        [&self.weight, &self.bias].map(|p| p.as_ref().map(|p| p.var()))
     }
 
     /// `[.., size]` to the same shape.
@@ -37,8 +54,9 @@ impl RmsNorm {
     /// # Errors
     /// When the last dimension is not `size`.
     pub fn forward(&self, x: &Var) -> Result<Var> {
-        let weight = self.weight.as_ref().map(|w| w.var());
-        Ok(rms_norm(x, weight.as_ref(), self.eps)?)
+        let [weight, bias] = self.vars();
+        let (weight, bias) = (weight.as_ref(), bias.as_ref());
+        Ok(norm(&NormArgs { weight, bias, kind: self.kind, eps: self.eps, ..NormArgs::new(x) })?.y)
     }
 
     /// norm(x + residual) in the dtype of `x`, and the sum in that of `residual`.
@@ -46,9 +64,11 @@ impl RmsNorm {
     /// # Errors
     /// When shapes differ or the last dimension is not `size`.
     pub fn forward_sum(&self, x: &Var, residual: &Var) -> Result<(Var, Var)> {
-        let weight = self.weight.as_ref().map(|w| w.var());
+        let [weight, bias] = self.vars();
         let args = NormArgs {
             weight: weight.as_ref(),
+            bias: bias.as_ref(),
+            kind: self.kind,
             residual: Some(residual),
             eps: self.eps,
             prenorm: true,
@@ -101,21 +121,21 @@ pub(crate) enum Gate {
 
 /// The norm at a mixer's output: per head, gated or not, then heads merged.
 pub struct OutputNorm {
-    norm: RmsNorm,
+    norm: Norm,
     gate: Gate,
     heads: usize,
 }
 
 impl OutputNorm {
     /// From its parts: `norm` is over the channels of one of `heads` equal parts.
-    pub(crate) fn new(norm: RmsNorm, gate: Gate, heads: usize) -> Self {
+    pub(crate) fn new(norm: Norm, gate: Gate, heads: usize) -> Self {
         OutputNorm { norm, gate, heads }
     }
 
     /// The norm `g_norm` over all channels at once, without a gate.
     pub(crate) fn whole(init: &Init, base: &BaseConfig, width: usize, eps: f64) -> Result<Self> {
         let affine = base.elementwise_affine.unwrap_or(false);
-        Ok(OutputNorm::new(RmsNorm::new(&init.sub("g_norm"), width, eps, affine)?, Gate::None, 1))
+        Ok(OutputNorm::new(Norm::rms(&init.sub("g_norm"), width, eps, affine)?, Gate::None, 1))
     }
 
     /// GLA and RetNet: a swish gate. The peer's fused and unfused forms name the norm differently.
@@ -136,7 +156,7 @@ impl OutputNorm {
             ),
             false => Gate::None,
         };
-        let norm = RmsNorm::new(&init.sub(name), width / heads, base.norm_eps, affine)?;
+        let norm = Norm::rms(&init.sub(name), width / heads, base.norm_eps, affine)?;
         Ok(OutputNorm { norm, gate, heads })
     }
 
@@ -153,7 +173,7 @@ impl OutputNorm {
             true => Gate::Full(Linear::new(&init.sub("g_proj"), base.hidden_size, width, false)?, activation),
             false => Gate::None,
         };
-        let norm = RmsNorm::new(&init.sub("o_norm"), width / heads, base.norm_eps, true)?;
+        let norm = Norm::rms(&init.sub("o_norm"), width / heads, base.norm_eps, true)?;
         Ok(OutputNorm { norm, gate, heads })
     }
 
@@ -165,7 +185,7 @@ impl OutputNorm {
         heads: usize,
     ) -> Result<Self> {
         let proj = LowRank::new(&init.sub("g_proj"), [base.hidden_size, head, heads * head], true)?;
-        let norm = RmsNorm::new(&init.sub("o_norm"), head, base.norm_eps, true)?;
+        let norm = Norm::rms(&init.sub("o_norm"), head, base.norm_eps, true)?;
         Ok(OutputNorm { norm, gate: Gate::LowRank(proj, Activation::Sigmoid), heads })
     }
 

@@ -41,6 +41,14 @@ const ELSEWHERE: &[&str] = &[
     "samba",
     "rodimus",
     "mom",
+    "gated_deltaproduct",
+    "comba",
+    "rwkv6",
+    "rwkv7",
+    "log_linear_mamba2",
+    "mesa_net",
+    "path_attn",
+    "nsa",
 ];
 
 fn passes(family: &str) {
@@ -85,7 +93,15 @@ golden_tests!(
     mamba,
     samba,
     rodimus,
-    mom
+    mom,
+    gated_deltaproduct,
+    comba,
+    rwkv6,
+    rwkv7,
+    log_linear_mamba2,
+    mesa_net,
+    path_attn,
+    nsa
 );
 
 /// A parameter that is 5 % off must show, whichever it is.

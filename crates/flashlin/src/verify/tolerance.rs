@@ -37,12 +37,15 @@ pub enum Measure {
     GradNorm,
 }
 
-/// Allowed error. Mesa-Net solves a linear system iteratively, so its f32 goldens are looser.
+/// Allowed error. MesaNet's f32 goldens were made by kernels that hold q, k and states in f16: they are up to 2e-3 from the same iterations in f64. RWKV-7's
+/// long ones were made by a chunked kernel that is 2.2e-5 from f64 (its recurrent one is 4e-7).
 pub fn tolerance(tag: Tag, measure: Measure, model_type: &str) -> f64 {
     let iterative = model_type == "mesa_net";
     match (tag, measure) {
-        (Tag::F32, Measure::Logits) if iterative => 1e-3,
+        (Tag::F32, Measure::Logits) if iterative => 3e-3,
+        (Tag::F32, Measure::Logits) if model_type == "rwkv7" => 3e-5,
         (Tag::F32, Measure::Logits) => 2e-5,
+        (Tag::F32, Measure::Loss) if iterative => 1e-4,
         (Tag::F32, Measure::Loss) => 1e-5,
         (Tag::F32, Measure::GradNorm) if iterative => 1e-1,
         (Tag::F32, Measure::GradNorm) => 2e-3,

@@ -58,6 +58,52 @@ pub fn variants() -> Vec<(String, Value)> {
             "mamba2",
             json!({"head_dim": 32, "state_size": 8, "rmsnorm": false, "use_conv_bias": false, "residual_in_fp32": false}),
         ),
+        ("gated_deltaproduct", json!({"num_heads": 2, "head_dim": 16, "num_householder": 2})),
+        (
+            "gated_deltaproduct",
+            json!({"num_heads": 2, "num_v_heads": 4, "head_dim": 12, "expand_v": 1.5, "num_householder": 3, "use_forget_gate": true, "allow_neg_eigval": true, "use_short_conv": false, "attn": hybrid}),
+        ),
+        ("comba", json!({"num_heads": 2, "head_dim": 16})),
+        (
+            "comba",
+            json!({"num_heads": 2, "num_v_heads": 4, "head_dim": 12, "expand_v": 1.5, "use_inner_decay": false, "use_output_gate": false, "attn": hybrid}),
+        ),
+        ("rwkv6", json!({"num_heads": 2, "proj_low_rank_dim": 8, "gate_low_rank_dim": 8})),
+        (
+            "rwkv6",
+            json!({"num_heads": 2, "expand_k": 1.0, "expand_v": 2.0, "norm_first": false, "norm_bias": false, "hidden_act": "relu", "proj_low_rank_dim": 4, "gate_low_rank_dim": 8, "attn": hybrid}),
+        ),
+        (
+            "rwkv7",
+            json!({"head_dim": 16, "decay_low_rank_dim": 8, "gate_low_rank_dim": 8, "a_low_rank_dim": 8}),
+        ),
+        (
+            "rwkv7",
+            json!({"head_dim": null, "num_heads": 4, "value_dim": 64, "fuse_norm": false, "norm_first": false, "norm_bias": false, "gate_low_rank_dim": null, "attn": {"layers": [0], "num_heads": 2}}),
+        ),
+        ("mesa_net", json!({"num_heads": 2, "head_dim": 16})),
+        (
+            "mesa_net",
+            json!({"num_heads": 2, "head_dim": 12, "use_output_gate": true, "lambda_lower_bound": 0.5, "attn": hybrid}),
+        ),
+        ("log_linear_mamba2", json!({"head_dim": 16, "state_size": 12})),
+        (
+            "log_linear_mamba2",
+            json!({"head_dim": 16, "state_size": 8, "n_groups": 2, "use_bias": true, "D_has_hdim": true, "norm_before_gate": true, "dt_limit": [0.01, 0.5]}),
+        ),
+        ("path_attn", json!({"num_heads": 4})),
+        (
+            "path_attn",
+            json!({"num_heads": 4, "num_kv_heads": 2, "use_forget_gate": true, "use_w_shortconv": false, "use_low_rank_w": false}),
+        ),
+        (
+            "nsa",
+            json!({"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "block_size": 8, "block_counts": 3, "window_size": 9}),
+        ),
+        (
+            "nsa",
+            json!({"num_heads": 4, "num_kv_heads": null, "head_dim": 6, "block_size": 5, "block_counts": 4, "window_size": 0, "qkv_bias": true, "rope_theta": 100.0}),
+        ),
         ("transformer", json!({"num_heads": 4})),
         (
             "transformer",
@@ -137,7 +183,7 @@ pub fn variants() -> Vec<(String, Value)> {
         .map(|(i, (family, keys))| {
             let mut all = base.clone();
             all["model_type"] = family.into();
-            if !["mamba", "mamba2"].contains(&family) {
+            if family != "mamba" && !family.ends_with("mamba2") {
                 all["intermediate_size"] = json!(48);
             }
             if family == "rodimus" {
@@ -189,7 +235,9 @@ pub fn error(a: &Tensor, b: &Tensor) -> f64 {
     if e.is_finite() { e } else { f64::INFINITY }
 }
 
+/// What differs between ways of computing the same: rounding, and for MesaNet what its iterative solver leaves.
 pub fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
     let e = error(a, b);
-    assert!(e <= 1e-5, "{what}: relative error {e:.2e}");
+    let tolerance = if what.starts_with("mesa_net") { 5e-3 } else { 1e-5 };
+    assert!(e <= tolerance, "{what}: relative error {e:.2e}");
 }

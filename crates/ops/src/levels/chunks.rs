@@ -242,7 +242,8 @@ impl Laid {
             }
             slots.push(match slot {
                 Some(slot) => slot,
-                None => Tensor::zeros(&[b, 1, hv, dk, dv], before.dtype(), &before.device())?.into(),
+                // Empty; a state that nothing reads has a gradient too, zero.
+                None => before.narrow(1, l, 1)?.affine(0.0, 0.0)?,
             });
         }
         Var::cat(&slots.iter().collect::<Vec<_>>(), 1)

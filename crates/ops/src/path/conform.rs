@@ -25,7 +25,7 @@ const V: usize = 5;
 const SCALE: f64 = 0.6;
 
 const VARIANTS: &[Variant] = &[
-    Variant { name: "one token", lens: &[1, 1], packed: false, gated: true, chunk: 64 },
+    Variant { name: "two tokens", lens: &[2, 2], packed: false, gated: true, chunk: 64 },
     Variant { name: "one chunk", lens: &[13, 13], packed: false, gated: false, chunk: 64 },
     Variant { name: "chunks", lens: &[27], packed: false, gated: false, chunk: 4 },
     Variant { name: "chunks, gated", lens: &[21], packed: false, gated: true, chunk: 8 },

@@ -3,15 +3,16 @@
 //! Policy: the derivative is that of the exact solution. Its right-hand sides are brought to unit length first: the constant that keeps divisions from
 //! failing would otherwise stop the solver where gradients are small.
 
-use flashlin_tensor::{Backward, BackwardCtx, Result, Tensor, Var, no_grad};
+use flashlin_tensor::{BackwardCtx, Result, Tensor, Var, no_grad};
 
 use crate::decay::{DecayArgs, decay_attention};
+use crate::recurrence::recorded;
 use crate::{Mode, PackedSeqs, RecurrentState};
 
 /// Added to denominators, as the peer does.
 const EPS: f64 = 1e-5;
 /// The same for gradients.
-const EPS_BACKWARD: f64 = 1e-12;
+const EPS_BACKWARD: f64 = 1e-30;
 
 /// `A_t + diag(lambda)` of every token, through products with it.
 #[derive(Clone)]
@@ -66,20 +67,6 @@ impl System {
         }
     }
 
-    /// The same system on other variables, in the order of [`System::vars`].
-    fn on(&self, vars: &[Var]) -> System {
-        let mut out = self.clone();
-        let places: Vec<&mut Var> = match &mut out {
-            System::Given { kk, lambda } => vec![kk, lambda],
-            System::Tokens(t) => {
-                let first = t.first.as_mut().map(|s| &mut s.value);
-                [&mut t.k, &mut t.written, &mut t.g, &mut t.lambda].into_iter().chain(first).collect()
-            }
-        };
-        places.into_iter().zip(vars).for_each(|(place, v)| *place = v.clone());
-        out
-    }
-
     /// Where the solver starts: the diagonal's solution of a matrix that is at hand, else zero.
     fn start(&self, q: &Var) -> Result<Var> {
         let System::Given { kk, lambda } = self else {
@@ -115,42 +102,22 @@ impl System {
 }
 
 /// x with `(A_t + diag(lambda)) x_t = q_t`.
+///
+/// The systems are symmetric: y solves them for the gradient of x, and is that of q; `d(A_t + diag(lambda)) = -y_t x_t^T` flows through the product
+/// `(A_t + diag(lambda)) x_t` with x held, which the graph knows how to differentiate.
 pub(super) fn solve(system: &System, q: &Var, iterations: usize) -> Result<Var> {
-    let x = no_grad(|| system.solved(q, iterations, EPS))?.into_tensor();
-    let inputs: Vec<&Var> = std::iter::once(q).chain(system.vars()).collect();
-    let saved = x.clone();
-    Ok(Var::from_op1("mesa_solve", &inputs, x, || {
-        let vars: Vec<Var> = system.vars().into_iter().map(Var::detach).collect();
-        Box::new(Solved { system: system.on(&vars), x: saved, iterations })
-    }))
-}
-
-struct Solved {
-    /// Without history.
-    system: System,
-    x: Tensor,
-    iterations: usize,
-}
-
-impl Backward for Solved {
-    fn backward(
-        self: Box<Self>,
-        _: &mut BackwardCtx<'_>,
-        mut grads: Vec<Option<Tensor>>,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let vars = self.system.vars();
-        let Some(dx) = grads[0].take() else { return Ok(vec![None; 1 + vars.len()]) };
-        // The systems are symmetric: y solves them for dx, and d(A_t + diag(lambda)) = -y_t x_t^T.
+    let x = Var::constant(no_grad(|| system.solved(q, iterations, EPS))?.into_tensor());
+    if !recorded(system.vars().into_iter().chain([q])) {
+        return Ok(x);
+    }
+    let product = system.times(&x)?;
+    let system = system.clone();
+    let backward = move |_: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
+        let Some(dx) = grads[0].take() else { return Ok(vec![None; 2]) };
         let length = dx.mul(&dx)?.sum(&[dx.rank() - 1], true)?.affine(1.0, 1e-30)?.sqrt()?;
         let unit = Var::constant(dx.div(&length)?);
-        let y = no_grad(|| self.system.solved(&unit, self.iterations, EPS_BACKWARD))?
-            .into_tensor()
-            .mul(&length)?;
-        let leaves: Vec<Var> = vars.into_iter().map(|v| Var::leaf(v.tensor().clone())).collect();
-        let product = self.system.on(&leaves).times(&Var::constant(self.x))?;
-        let found = Var::backward_with(vec![(&product, y.neg()?)])?;
-        let mut out = vec![Some(y)];
-        out.extend(leaves.iter().map(|leaf| found.get(leaf).cloned()));
-        Ok(out)
-    }
+        let y = no_grad(|| system.solved(&unit, iterations, EPS_BACKWARD))?.into_tensor().mul(&length)?;
+        Ok(vec![Some(y.clone()), Some(y.neg()?)])
+    };
+    Ok(Var::from_op1("mesa_solve", &[q, &product], x.into_tensor(), || Box::new(backward)))
 }

@@ -14,7 +14,7 @@ const H: usize = 2;
 const K: usize = 3;
 const V: usize = 4;
 /// Queries are large, so that the solver's constant does not stop it before it is exact.
-const QUERIES: f64 = 3e5;
+const QUERIES: f64 = 3e7;
 const CASES: [&str; 3] = ["chunks", "packed", "step"];
 const LENS: [usize; 4] = [5, 0, 1, 20];
 

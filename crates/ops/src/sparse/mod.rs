@@ -132,7 +132,11 @@ pub fn nsa(a: &NsaArgs<'_>) -> Result<NsaOutput> {
     let o = o.reshape(&[b, t, hq, a.v.dim(3)])?.to_dtype(a.v.dtype())?;
     let o = match a.window {
         Some(window) => o.add(&windowed(a, window, &queries)?)?,
-        None => o,
+        None => {
+            // Without the branch its gate learns nothing.
+            let gate = a.gates[2].to_dtype(o.dtype())?.affine(0.0, 0.0)?;
+            o.add(&gate.reshape(&[b, t, hq, 1])?)?
+        }
     };
     if let (Some(stats), Some(window)) = (&mut stats, a.window) {
         stats.add_window(window, hq);
@@ -238,7 +242,8 @@ impl<'a> Sequence<'a> {
             let o = read(&softmax(&scores)?, &x[2])?.mul(&x[4])?;
             let o = match x.get(5..7) {
                 Some([k, v]) => o.add(&read(&visible(&x[0], k, &selection)?, v)?.mul(&x[3])?)?,
-                _ => o,
+                // Nothing to see yet: the gate learns nothing.
+                _ => o.add(&x[3].affine(0.0, 0.0)?)?,
             };
             Ok(vec![o])
         };

@@ -11,7 +11,7 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Gate, Heads, Linear, OutputNorm, RmsNorm, Rotary, Stream, linears, running, running_spec,
+        Activation, Gate, Heads, Linear, Norm, OutputNorm, Rotary, Stream, linears, running, running_spec,
         slot_specs, slots,
     },
     state::StateSpec,
@@ -45,7 +45,7 @@ impl AbcAttention {
         let (silu, slots) = (Some(Activation::Silu), own.num_slots.unwrap_or(k));
         let affine = base.elementwise_affine.unwrap_or(false);
         let gate = Linear::new(&init.sub("g_proj"), d, vd, false)?;
-        let norm = RmsNorm::new(&init.sub("g_norm"), v, base.norm_eps, affine)?;
+        let norm = Norm::rms(&init.sub("g_norm"), v, base.norm_eps, affine)?;
         Ok(AbcAttention {
             q: Stream::new(init, "q", [d, kd], conv, silu, None)?,
             k: Stream::new(init, "k", [d, kd], conv, silu, None)?,

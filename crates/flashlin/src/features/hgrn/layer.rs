@@ -13,9 +13,7 @@ use crate::{
     family::width,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{
-        Activation, Gate, Heads, Linear, LowerBound, OutputNorm, RmsNorm, Stream, linears, vector_spec,
-    },
+    modules::{Activation, Gate, Heads, Linear, LowerBound, Norm, OutputNorm, Stream, linears, vector_spec},
     state::StateSpec,
 };
 
@@ -41,7 +39,7 @@ impl HgrnMixer {
         let w = width(d, own.expand_ratio.unwrap_or(1.0));
         let conv = own.use_short_conv.then_some(own.conv_size);
         let affine = base.elementwise_affine.unwrap_or(false);
-        let norm = RmsNorm::new(&init.sub("g_norm"), w, base.norm_eps, affine)?;
+        let norm = Norm::rms(&init.sub("g_norm"), w, base.norm_eps, affine)?;
         let gate = Linear::new(&init.sub("g_proj"), d, w, false)?;
         Ok(HgrnMixer {
             i: Stream::new(init, "i", [d, w], conv, None, None)?,

@@ -10,7 +10,7 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        Activation, Gate, Heads, Linear, LowRank, OutputNorm, RmsNorm, Stream, linears, mixer_state, recur,
+        Activation, Gate, Heads, Linear, LowRank, Norm, OutputNorm, Stream, linears, mixer_state, recur,
         running, running_spec,
     },
     state::StateSpec,
@@ -42,7 +42,7 @@ impl LightNetMixer {
         let silu = Some(Activation::Silu);
         let affine = base.elementwise_affine.unwrap_or(false);
         let gate = LowRank::new(&init.sub("g_proj"), [d, own.gate_low_rank_dim, d], false)?;
-        let norm = RmsNorm::new(&init.sub("g_norm"), d, NORM_EPS, affine)?;
+        let norm = Norm::rms(&init.sub("g_norm"), d, NORM_EPS, affine)?;
         Ok(LightNetMixer {
             q: Stream::new(init, "q", [d, heads * k], conv, silu, silu)?,
             k: Stream::new(init, "k", [d, heads * k], conv, None, None)?,

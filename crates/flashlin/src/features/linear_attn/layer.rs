@@ -13,8 +13,7 @@ use crate::{
     init::Init,
     layer::{Layer, LayerCtx},
     modules::{
-        FeatureMap, Gate, Heads, Linear, OutputNorm, RmsNorm, linears, recur, recur_normalized,
-        recurrent_spec,
+        FeatureMap, Gate, Heads, Linear, Norm, OutputNorm, linears, recur, recur_normalized, recurrent_spec,
     },
     state::StateSpec,
 };
@@ -61,7 +60,7 @@ impl LinearAttention {
             false => map("feature_map_k")?,
         };
         let affine = base.elementwise_affine.unwrap_or(false);
-        let norm = RmsNorm::new(&init.sub("norm"), vd / heads, base.norm_eps, affine)?;
+        let norm = Norm::rms(&init.sub("norm"), vd / heads, base.norm_eps, affine)?;
         Ok(LinearAttention {
             q: Linear::new(&init.sub("q_proj"), d, kd, false)?,
             k: Linear::new(&init.sub("k_proj"), d, kd / groups, false)?,

@@ -13,7 +13,7 @@ use crate::{
     config::BaseConfig,
     family::FamilyDef,
     init::Init,
-    modules::{MambaMixer, RmsNorm, activation},
+    modules::{MambaMixer, Norm, activation},
     registry::KeyLayout,
 };
 
@@ -51,10 +51,10 @@ impl FamilyDef for Mamba {
     }
 
     fn block(base: &BaseConfig, own: &MambaKeys, _layer: usize, init: &Init) -> Result<Block> {
-        let norm = RmsNorm::new(&init.sub("norm"), base.hidden_size, base.norm_eps, true)?;
+        let norm = Norm::rms(&init.sub("norm"), base.hidden_size, base.norm_eps, true)?;
         let act = activation("hidden_act", &base.hidden_act)?;
         let mixer = MambaMixer::new(&init.sub("mixer"), &own.options(base, init, act)?)?;
         let parts = vec![SubLayer { key: "mixer", norm, layer: Box::new(mixer) }];
-        Ok(Block { parts, residual_f32: own.residual_in_fp32 })
+        Ok(Block { entry: None, parts, residual_f32: own.residual_in_fp32 })
     }
 }

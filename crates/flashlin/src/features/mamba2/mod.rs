@@ -15,7 +15,7 @@ use crate::{
     config::BaseConfig,
     family::{FamilyDef, check_head_dim, divides, scaled},
     init::Init,
-    modules::{RmsNorm, activation},
+    modules::{Norm, activation},
     registry::KeyLayout,
 };
 
@@ -97,9 +97,9 @@ impl FamilyDef for Mamba2 {
     }
 
     fn block(base: &BaseConfig, own: &Mamba2Keys, _layer: usize, init: &Init) -> Result<Block> {
-        let norm = RmsNorm::new(&init.sub("norm"), base.hidden_size, base.norm_eps, true)?;
+        let norm = Norm::rms(&init.sub("norm"), base.hidden_size, base.norm_eps, true)?;
         let mixer = Mamba2Mixer::new(&init.sub("mixer"), base, own)?;
         let parts = vec![SubLayer { key: "mixer", norm, layer: Box::new(mixer) }];
-        Ok(Block { parts, residual_f32: own.residual_in_fp32 })
+        Ok(Block { entry: None, parts, residual_f32: own.residual_in_fp32 })
     }
 }

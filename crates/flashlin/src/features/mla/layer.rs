@@ -13,7 +13,7 @@ use crate::{
     config::BaseConfig,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{Cache, Heads, Keys, Linear, RmsNorm, Rotary, linears},
+    modules::{Cache, Heads, Keys, Linear, Norm, Rotary, linears},
     state::StateSpec,
 };
 
@@ -23,7 +23,7 @@ const LATENT_EPS: f64 = 1e-5;
 /// A projection through a normalised bottleneck; keys `0`, `1` and `2` as in a Python `Sequential`.
 struct Latent {
     down: Linear,
-    norm: RmsNorm,
+    norm: Norm,
     up: Linear,
 }
 
@@ -31,7 +31,7 @@ impl Latent {
     fn new(init: &Init, [from, rank, to]: [usize; 3]) -> Result<Self> {
         Ok(Latent {
             down: Linear::new(&init.sub(0), from, rank, false)?,
-            norm: RmsNorm::new(&init.sub(1), rank, LATENT_EPS, true)?,
+            norm: Norm::rms(&init.sub(1), rank, LATENT_EPS, true)?,
             up: Linear::new(&init.sub(2), rank, to, false)?,
         })
     }

@@ -16,9 +16,7 @@ use crate::{
     family::width,
     init::{Dist, Init, Role},
     layer::{Layer, LayerCtx},
-    modules::{
-        Activation, Conv1d, Gate, Heads, Linear, OutputNorm, RmsNorm, STEP_INIT, recur, recurrent_spec,
-    },
+    modules::{Activation, Conv1d, Gate, Heads, Linear, Norm, OutputNorm, STEP_INIT, recur, recurrent_spec},
     state::{LayerState, StateSpec, StateTensor},
 };
 
@@ -96,7 +94,7 @@ impl MomMixer {
             true => Gate::Full(gate()?, Activation::Silu),
             false => Gate::None,
         };
-        let norm = RmsNorm::new(&init.sub("o_norm"), v, base.norm_eps, true)?;
+        let norm = Norm::rms(&init.sub("o_norm"), v, base.norm_eps, true)?;
         Ok(MomMixer {
             router: linear(init.sub("gate"), d, own.num_memories)?,
             q: linear(init.sub("q_proj"), d, h * k)?,

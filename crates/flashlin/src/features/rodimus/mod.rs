@@ -17,7 +17,7 @@ use crate::{
     config::BaseConfig,
     family::{FamilyDef, check_head_dim, check_mlp, mixer_and_mlp},
     init::Init,
-    modules::{GatedMlp, RmsNorm},
+    modules::{GatedMlp, Norm},
 };
 
 /// The family `rodimus`.
@@ -86,7 +86,7 @@ impl FamilyDef for Rodimus {
             let block = mixer_and_mlp(&mlp, layer, init, |at| RodimusMixer::new(at, base, own))?;
             return Ok(Block { residual_f32: own.residual_in_fp32, ..block });
         }
-        let norm = |key: &str| RmsNorm::new(&init.sub(key), base.hidden_size, base.norm_eps, true);
+        let norm = |key: &str| Norm::rms(&init.sub(key), base.hidden_size, base.norm_eps, true);
         let mixer = RodimusMixer::new(&init.sub("mixer"), base, own)?;
         let mut parts = vec![SubLayer { key: "mixer", norm: norm("mixer_norm")?, layer: Box::new(mixer) }];
         if own.plus()? {
@@ -97,6 +97,6 @@ impl FamilyDef for Rodimus {
             let layer = Box::new(GatedMlp::new(&init.sub("mlp"), &mlp)?);
             parts.push(SubLayer { key: "mlp", norm: norm("mlp_norm")?, layer });
         }
-        Ok(Block { parts, residual_f32: own.residual_in_fp32 })
+        Ok(Block { entry: None, parts, residual_f32: own.residual_in_fp32 })
     }
 }

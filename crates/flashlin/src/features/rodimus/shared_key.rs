@@ -8,7 +8,7 @@ use crate::{
     Result,
     init::Init,
     layer::{Layer, LayerCtx},
-    modules::{Cache, Heads, Linear, RmsNorm, Rotary, linears},
+    modules::{Cache, Heads, Linear, Norm, Rotary, linears},
     state::StateSpec,
 };
 
@@ -21,7 +21,7 @@ pub struct SharedKeyAttention {
     k: Linear,
     v: Linear,
     out: Linear,
-    norms: Option<[RmsNorm; 2]>,
+    norms: Option<[Norm; 2]>,
     rotary: Rotary,
     cache: Cache,
     spec: SharedKeySpec,
@@ -36,7 +36,7 @@ impl SharedKeyAttention {
     pub fn new(init: &Init, hidden: usize, spec: &SharedKeySpec) -> Result<Self> {
         let head_dim = hidden / spec.heads.max(1);
         let linear = |key: &str, width, bias| Linear::new(&init.sub(key), hidden, width, bias);
-        let norm = |key: &str| RmsNorm::new(&init.sub(key), head_dim, QK_NORM_EPS, true);
+        let norm = |key: &str| Norm::rms(&init.sub(key), head_dim, QK_NORM_EPS, true);
         Ok(SharedKeyAttention {
             q: linear("q_proj", hidden, spec.qkv_bias)?,
             k: linear("k_proj", head_dim, spec.qkv_bias)?,
