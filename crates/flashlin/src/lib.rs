@@ -21,6 +21,7 @@ mod padding;
 mod pretrained;
 mod registry;
 pub mod sample;
+mod slots;
 mod state;
 pub mod tokenizer;
 pub mod verify;

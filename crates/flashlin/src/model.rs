@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flashlin_ops::{Mode, PackedSeqs};
-use flashlin_tensor::{BackwardCtx, DType, Device, Parameter, Tensor, Var, in_pool};
+use flashlin_tensor::{BackwardCtx, DType, Device, Parameter, Tensor, Var, in_pool, rows_alike};
 
 use crate::{
     Error, Result,
@@ -107,6 +107,9 @@ pub struct ForwardOptions {
     pub hidden_states: bool,
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_layers: bool,
+    /// On the CPU, a sequence that brings one token gets the same bits whatever sequences are beside it
+    /// ([`flashlin_tensor::rows_alike`]).
+    pub rows_alike: bool,
 }
 
 /// What a forward pass returns.
@@ -282,7 +285,10 @@ impl Model {
         state: Option<&mut ModelState>,
         options: &ForwardOptions,
     ) -> Result<Output> {
-        in_pool(|| self.run(input, state, options))
+        in_pool(|| match options.rows_alike {
+            true => rows_alike(|| self.run(input, state, options)),
+            false => self.run(input, state, options),
+        })
     }
 
     fn run(

@@ -155,6 +155,41 @@ mod tests {
     }
 
     #[test]
+    fn a_decay_step_in_place_is_the_operator() {
+        for layout in [StateLayout::KV, StateLayout::VK] {
+            for (seqs, [b, t], rows) in steps() {
+                let x = |i, h, d| random(i, &[b, t, h, d], DType::BF16);
+                let (q, k, v, u) = (x(1, H, K), x(2, H, K), x(3, 2 * H, V), random(8, &[H, K], DType::BF16));
+                let gate = |x: Var| Var::constant(x.tensor().abs().unwrap().neg().unwrap());
+                let (g, gk) = (gate(random(4, &[b, t, 2 * H], DType::BF16)), gate(x(5, 2 * H, K)));
+                let (gamma, gv) = (gate(random(7, &[2 * H], DType::F32)), gate(x(9, 2 * H, V)));
+                for bonus in [None, Some(&u)] {
+                    let gates = [Some(&g), Some(&gamma), Some(&gk), Some(&gv)];
+                    for [g, g_gamma, gk, gv] in [gates, [None; 4]] {
+                        let mut args = DecayArgs { g, g_gamma, gk, gv, bonus, ..DecayArgs::new(&q, &k, &v) };
+                        args.within(seqs.as_ref(), Mode::Auto, layout);
+                        let first = random(6, &layout.dims(rows, 2 * H, K, V), DType::F32);
+                        let first = RecurrentState { value: first, layout };
+                        let want =
+                            DecayArgs { initial_state: Some(&first), output_final_state: true, ..args };
+                        let want = decay_attention(want).unwrap();
+                        let mut own =
+                            RecurrentState { value: first.value.tensor().copy().unwrap().into(), layout };
+                        let at = storage(&own.value, DType::F32);
+                        close(&args.run(Some(&mut own)).unwrap(), &want.o);
+                        close(&own.value, &want.final_state.unwrap().value);
+                        let single = single_tokens(seqs.as_ref(), b, t).is_some();
+                        assert_eq!(storage(&own.value, DType::F32) == at, single);
+                        let mut shared = first.clone();
+                        close(&args.run(Some(&mut shared)).unwrap(), &want.o);
+                        assert_eq!(values(&first.value), values(&random(6, first.value.dims(), DType::F32)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_is_recorded_is_not_written_in_place() {
         let x = |i, d| random(i, &[1, 1, 1, d], DType::F32);
         let (q, k, v) = (Var::leaf(x(1, K).into_tensor()), x(2, K), x(3, V));

@@ -31,6 +31,7 @@ pub use device::Device;
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, ErrorKind, Result};
 pub use layout::Strided;
+pub use matmul::rows_alike;
 pub use random::Philox;
 pub use storage::{MappedFile, poison_outputs};
 pub use tensor::Tensor;

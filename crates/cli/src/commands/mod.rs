@@ -12,6 +12,7 @@ pub mod models;
 pub mod new;
 pub mod ops;
 pub mod quickstart;
+pub mod serve;
 pub mod show;
 pub mod train;
 pub mod verify;

@@ -25,6 +25,7 @@ pub use recorded::RecordedStep;
 pub use run::{Generator, generate};
 pub use session::Session;
 pub use state_file::STATE_FILE_VERSION;
+pub use text::RowText;
 
 use crate::{Error, Result, sample::SamplingParams, tokenizer::Tokenizer};
 

@@ -9,8 +9,8 @@ use crate::{
 /// at the word before.
 const CONTEXT: usize = 16;
 
-/// The decoder of one row.
-pub(super) struct RowText {
+/// The decoder of one row: complete characters, cut at stop strings.
+pub struct RowText {
     stream: TextStream,
     filter: StopFilter,
     /// What has been handed out.
@@ -18,6 +18,10 @@ pub(super) struct RowText {
 }
 
 impl RowText {
+    /// A row that goes on after the tokens `before` and ends at any of `stops`.
+    ///
+    /// # Errors
+    /// An empty stop string, a token that the tokenizer does not have.
     pub fn new(tokenizer: &Tokenizer, before: &[u32], stops: &[String]) -> Result<RowText> {
         let mut stream = tokenizer.stream(true);
         for &id in &before[before.len().saturating_sub(CONTEXT)..] {
@@ -27,6 +31,9 @@ impl RowText {
     }
 
     /// Takes a token; returns text that is now certain and the stop string that was reached.
+    ///
+    /// # Errors
+    /// A token that the tokenizer does not have.
     pub fn push(&mut self, id: u32) -> Result<(String, Option<String>)> {
         let (text, stop) = self.filter.push(&self.stream.push(id)?);
         self.done += &text;
@@ -34,6 +41,9 @@ impl RowText {
     }
 
     /// The row ends: what was held back, again cut at a stop string.
+    ///
+    /// # Errors
+    /// When decoding fails.
     pub fn finish(&mut self) -> Result<(String, Option<String>)> {
         let (mut text, stop) = self.filter.push(&self.stream.finish()?);
         if stop.is_none() {

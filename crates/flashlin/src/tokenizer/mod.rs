@@ -289,6 +289,38 @@ impl Tokenizer {
         TextStream::new(self.clone(), skip_special)
     }
 
+    /// The bytes that token `id` stands for, a special token's name included; none for an unknown id. Often not whole characters.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.shared.pieces.get(id)
+    }
+
+    /// True for tokens such as BOS and EOS, which are no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.shared.pieces.is_special(id)
+    }
+
+    /// The `tokenizer_config.json` that came with it.
+    pub fn config(&self) -> Option<&Value> {
+        self.shared.config.as_ref()
+    }
+
+    /// The chat template `name`, or the only or default one: of `chat_template.jinja`, else of `tokenizer_config.json`.
+    pub fn chat_template(&self, name: Option<&str>) -> Option<String> {
+        let own = self.shared.kept.files.iter().find(|(file, _)| *file == "chat_template.jinja");
+        if let (Some((_, text)), None) = (own, name) {
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        match &self.config()?["chat_template"] {
+            Value::String(only) if name.is_none_or(|n| n == "default") => Some(only.clone()),
+            Value::Array(several) => {
+                let wanted = name.unwrap_or("default");
+                let found = several.iter().find(|t| t["name"] == wanted);
+                Some(found?["template"].as_str()?.to_string())
+            }
+            _ => None,
+        }
+    }
+
     /// Number of UTF-8 bytes of text that token `id` stands for; 0 for special tokens and ids outside the vocabulary. Exact for
     /// byte-level and byte-fallback BPE; a SentencePiece-style dummy blank before a text counts as one byte.
     pub fn token_len(&self, id: u32) -> usize {

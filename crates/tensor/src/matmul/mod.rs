@@ -3,6 +3,7 @@
 //! the memory. Sums are f32 (f64 for f64), rounded once. Which path serves a product follows from its shape, layout
 //! and dtypes alone.
 
+mod alike;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod panels;
@@ -10,6 +11,7 @@ mod panels;
 mod tests;
 mod thin;
 
+pub use alike::rows_alike;
 use gemm::Parallelism;
 use panels::Stored;
 use rayon::prelude::*;
@@ -162,7 +164,7 @@ impl Tensor {
         };
         let half_or_f32 = self.dtype.is_half() || self.dtype == DType::F32;
         let few =
-            (1..=thin::MAX_ROWS).contains(&rows) && k > 0 && half_or_f32 && self.device() == Device::Cpu;
+            (1..=alike::thin_rows()).contains(&rows) && k > 0 && half_or_f32 && self.device() == Device::Cpu;
         if weights.len() < 2 || !few || !weights.iter().all(|w| one_pass(w)) {
             return weights.iter().map(|w| self.linear(w)).collect();
         }
@@ -210,7 +212,7 @@ fn check_dtypes(a: DType, b: DType, out: DType) -> Result<()> {
 /// case of a decode step. The rule looks at shapes, layout and dtype alone.
 fn thin_weight(m: usize, rhs: &Tensor) -> Option<Tensor> {
     let along_k = rhs.rank() == 2 && (rhs.strides()[0] == 1 || rhs.dim(0) == 1);
-    let fits = m <= thin::MAX_ROWS && rhs.dtype != DType::F64;
+    let fits = m <= alike::thin_rows() && rhs.dtype != DType::F64;
     if along_k && fits { rhs.transpose(0, 1).ok() } else { None }
 }
 

@@ -71,6 +71,7 @@ impl Trainable for Model {
             logits: Logits::None,
             hidden_states: options.hidden_states,
             checkpoint_layers: options.recompute,
+            rows_alike: false,
         };
         let out = self.forward(&input, state, &options)?;
         Ok(Pass { loss: out.loss, hidden_states: out.hidden_states })

@@ -8,6 +8,7 @@ mod decode;
 mod gpu;
 mod model;
 mod ops;
+mod serve;
 mod train;
 
 use std::{path::PathBuf, time::Instant};
@@ -34,6 +35,7 @@ enum What {
     Generate(decode::GenerateBench),
     Model(model::ModelBench),
     Gpu(gpu::GpuBench),
+    Serve(serve::ServeBench),
 }
 
 impl Bench {
@@ -45,6 +47,7 @@ impl Bench {
             What::Generate(b) => b.run(ctx)?,
             What::Model(b) => b.run(ctx)?,
             What::Gpu(b) => b.run(ctx)?,
+            What::Serve(b) => return b.run(ctx),
         };
         ctx.out.rows(&rows, |rows| {
             let mut table = Table::new(&["what", "ms", "rate", "unit", "of", "share"]);

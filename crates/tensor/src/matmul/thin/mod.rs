@@ -1,5 +1,6 @@
-//! Thin products: up to [`MAX_ROWS`] rows times the transpose of a weight, the whole of a decode step. The weight is
-//! read once, as it is stored (bf16, f16 or f32), at the speed of the memory; arithmetic is f32.
+//! Thin products: a few rows times the transpose of a weight, the whole of a decode step. The weight is read once, as it
+//! is stored (bf16, f16 or f32), at the speed of the memory; arithmetic is f32. More rows than [`MAX_ROWS`] come here
+//! only where their bits must not depend on their number.
 //!
 //! A sum runs over 16 lanes in one fixed order that depends on the length alone, so a row's bits do not change with
 //! the number of rows beside it, with threads, or with how the weight's rows are grouped.
@@ -71,7 +72,6 @@ fn products_on<X: Stored, W: Stored>(isa: Isa, x: &[X], parts: &mut [Part<W>]) {
     let Some(k) = parts.first().map(|p| p.weight.k) else { return };
     assert!(k > 0 && x.len().is_multiple_of(k));
     let rows = x.len() / k;
-    assert!(rows <= MAX_ROWS, "{rows} rows are no thin product");
     for Part { weight: w, out } in parts.iter() {
         assert!(w.rows > 0 && w.k == k && w.data.len() >= (w.rows - 1) * w.stride + k);
         assert!(out.len() == rows * w.rows);
@@ -188,6 +188,13 @@ impl<'a> Block<'a> {
 
 /// The same for any processor: weight rows are widened piece by piece, then multiplied in 16 lanes.
 fn portable<W: Stored>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block) {
+    for first in (0..x.rows).step_by(MAX_ROWS) {
+        portable_rows(x, first..(first + MAX_ROWS).min(x.rows), w, out);
+    }
+}
+
+/// At most [`MAX_ROWS`] rows of the left side.
+fn portable_rows<W: Stored>(x: &Rows<f32>, rows: std::ops::Range<usize>, w: WeightRows<W>, out: &mut Block) {
     const PIECE: usize = 1024;
     let fused = has_fma();
     let mut wide = [0f32; PIECE];
@@ -197,12 +204,11 @@ fn portable<W: Stored>(x: &Rows<f32>, w: WeightRows<W>, out: &mut Block) {
             W::widen(piece, &mut wide[..piece.len()]);
             let padded = piece.len().next_multiple_of(16);
             wide[piece.len()..padded].fill(0.0);
-            for (r, acc) in acc.iter_mut().enumerate().take(x.rows) {
+            for (r, acc) in rows.clone().zip(&mut acc) {
                 lanes(acc, &x.row(r)[i * PIECE..][..padded], &wide[..padded], fused);
             }
         }
-        for r in 0..x.rows {
-            let mut s = acc[r];
+        for (r, mut s) in rows.clone().zip(acc) {
             for half in [8, 4, 2, 1] {
                 (0..half).for_each(|i| s[i] += s[i + half]);
             }
