@@ -122,6 +122,7 @@ TASKS = {
         "doc_to_text": "{{query}}",
         "doc_to_target": "{{label}}",
         "doc_to_choice": "{{choices}}",
+        "target_delimiter": "",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     },
     "flashlin_say": {
