@@ -15,6 +15,8 @@ mod delta;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod gate;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
+mod linear;
+#[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod loss;
 #[allow(dead_code, unused_variables, unused_mut, unused_unsafe, unused_imports, unsafe_op_in_unsafe_fn)]
 mod norm;
@@ -41,6 +43,7 @@ const KERNELS: &[Kernel] = &[
     ("array_compare", "array_compare", array::array_compare::array_compare::__module_ast_self),
     ("array_segment_add", "array_segment_add", array::array_segment_add::array_segment_add::__module_ast_self),
     ("flat_copy", "flat_copy", array::flat_copy::flat_copy::__module_ast_self),
+    ("flat_sum", "flat_sum", array::flat_sum::flat_sum::__module_ast_self),
     ("flat_zip", "flat_zip", array::flat_zip::flat_zip::__module_ast_self),
     ("attention_fwd", "fwd", attention::fwd::fwd::__module_ast_self),
     ("attention_dq", "dq", attention::dq::dq::__module_ast_self),
@@ -73,6 +76,8 @@ const KERNELS: &[Kernel] = &[
     ("glu_bwd", "glu_bwd", activation::glu_bwd::glu_bwd::__module_ast_self),
     ("decay_gate_fwd", "decay_gate_fwd", gate::decay_gate_fwd::decay_gate_fwd::__module_ast_self),
     ("decay_gate_bwd", "decay_gate_bwd", gate::decay_gate_bwd::decay_gate_bwd::__module_ast_self),
+    ("thin_linear", "thin_linear", linear::thin_linear::thin_linear::__module_ast_self),
+    ("thin_glu", "thin_glu", linear::thin_glu::thin_glu::__module_ast_self),
     ("rope", "rope", rope::rope::rope::__module_ast_self),
     ("decay_cumsum", "cumsum", decay::cumsum::cumsum::__module_ast_self),
     ("decay_fwd", "fwd", decay::fwd::fwd::__module_ast_self),

@@ -8,7 +8,7 @@ use std::{
 
 use cudarc::driver::{result, sys};
 
-use crate::{Buffer, Error, Gpu, GuardBuffer, Result, Stream, driver::check, gpu::lock};
+use crate::{Buffer, Error, Gpu, GuardBuffer, Result, Stream, driver::check, gpu::lock, profile::span};
 
 /// Most arguments that a launch passes.
 const MAX_ARGS: usize = 64;
@@ -218,7 +218,7 @@ impl Function {
         note(&self.name);
         let ([x, y, z], [a, b, c]) = (grid, block);
         // SAFETY: `at` points to as many live words as the kernel has parameters (the caller's promise), which the driver copies before it returns.
-        let code = unsafe {
+        let mut launch = || unsafe {
             sys::cuLaunchKernel(
                 self.raw,
                 x,
@@ -233,7 +233,8 @@ impl Function {
                 std::ptr::null_mut(),
             )
         };
-        check("cuLaunchKernel", code).map_err(|e| self.blame(e))?;
+        let launch = || check("cuLaunchKernel", launch());
+        span(gpu, stream, || self.name.clone(), launch).map_err(|e| self.blame(e))?;
         if gpu.waits_for_launches() && gpu.capturing().is_none() {
             stream.synchronize().map_err(|e| self.blame(e))?;
         }

@@ -9,6 +9,7 @@ use crate::{
     driver::check,
     gpu::lock,
     pool::{Block, Obtain, Raw},
+    profile::span,
 };
 
 /// The driver's memory of one device. Requests run on a stream of their own and are waited for, so that a capture on the compute stream does not
@@ -217,7 +218,8 @@ impl Buffer {
         }
         self.gpu.bind()?;
         // SAFETY: the range lies inside this buffer, which is alive; later users of the memory come later in the same stream.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, value, bytes, self.gpu.compute().raw()) })
+        let fill = || unsafe { sys::cuMemsetD8Async(at, value, bytes, self.gpu.compute().raw()) };
+        span(self.gpu, self.gpu.compute(), || "fill".into(), || check("cuMemsetD8Async", fill()))
     }
 
     /// Copies from the host into the buffer, in the order of the compute stream. Returns when `data` may change; the copy may still run.
@@ -278,9 +280,8 @@ impl Buffer {
         }
         self.gpu.bind()?;
         // SAFETY: both ranges lie inside live buffers and are apart.
-        check("cuMemcpyDtoDAsync", unsafe {
-            sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.gpu.compute().raw())
-        })
+        let copy = || unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.gpu.compute().raw()) };
+        span(self.gpu, self.gpu.compute(), || "copy".into(), || check("cuMemcpyDtoDAsync", copy()))
     }
 
     /// The address of a range that lies inside.

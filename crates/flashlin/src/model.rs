@@ -362,7 +362,7 @@ impl Model {
     fn embed(&self, tokens: &Tokens) -> Result<Var> {
         match tokens {
             Tokens::Ids(ids) => {
-                let x = self.embeddings.var().index_select(&self.on_device(ids)?)?;
+                let x = self.embeddings.var().index_select(&self.checked(ids)?)?;
                 match self.frozen_row() {
                     Some(pad) => without_gradient_at(x, ids, pad),
                     None => Ok(x),
@@ -379,9 +379,9 @@ impl Model {
         }
     }
 
-    /// Token ids on the model's device. They are checked on the host, since a GPU cannot complain; ids that are there already (a recorded step's)
-    /// are taken as they are, and one outside of the vocabulary gives NaN.
-    fn on_device(&self, ids: &Tensor) -> Result<Tensor> {
+    /// Token ids for a look-up. They are checked and stay on the host, since a GPU cannot complain, and sorted ids make its gradient cheap; ids
+    /// that are on the device already (a recorded step's) are taken as they are, and one outside of the vocabulary gives NaN.
+    fn checked(&self, ids: &Tensor) -> Result<Tensor> {
         if self.device == Device::Cpu || ids.device() != Device::Cpu {
             return Ok(ids.clone());
         }
@@ -391,7 +391,7 @@ impl Model {
         if let Some(id) = wide.as_slice::<i64>()?.iter().find(outside) {
             return Err(Error::argument("input_ids", format!("hold {id}, outside 0..{vocab}")));
         }
-        Ok(wide.to_device(&self.device)?)
+        Ok(wide)
     }
 
     /// The padding token, where its embedding learns nothing as an input. As in Python, -1 is the last row.

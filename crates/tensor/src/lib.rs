@@ -25,7 +25,7 @@ mod tensor;
 mod view;
 
 pub use autograd::{
-    Backward, BackwardCtx, Gradients, Parameter, Var, checkpoint, grad_enabled, in_pool, no_grad,
+    Backward, BackwardCtx, Gradients, Parameter, Saved, Var, checkpoint, grad_enabled, in_pool, no_grad,
 };
 pub use device::Device;
 pub use dtype::{DType, Element, Real};

@@ -1,18 +1,18 @@
-//! `dx[i] = f'(x[i]) dy[i]`, f as in `act_fwd`. All `[n]`. Grid: `(ceil(n / N), 1, 1)`.
+//! `dx[i] = f'(x[i]) dy[i]`, f as in `act_fwd`. All `[n]`, n a multiple of V. Grid: `(ceil(n / N), 1, 1)`.
 
 /// Kernel.
 #[cutile::module]
 pub mod act_bwd {
     use crate::tile::functions::functions::*;
-    use crate::tile::rows::rows::*;
+    use crate::tile::vectors::vectors::*;
     use cutile::core::*;
 
     #[cutile::entry(unchecked_accesses = true)]
-    unsafe fn act_bwd<E: ElementType, const N: i32>(x: *mut E, dy: *mut E, dx: *mut E, n: i32, code: i32, p: f32, q: f32) {
+    unsafe fn act_bwd<E: ElementType, const N: i32, const V: i32>(x: *mut E, dy: *mut E, dx: *mut E, n: i32, code: i32, p: f32, q: f32) {
         let pid: (i32, i32, i32) = get_tile_block_id();
-        let xv: Tensor<E, { [-1] }> = unsafe { flat::<E>(x, n) };
-        let yv: Tensor<E, { [-1] }> = unsafe { flat::<E>(dy, n) };
-        let dv: Tensor<E, { [-1] }> = unsafe { flat::<E>(dx, n) };
+        let xv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(x, n) };
+        let yv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(dy, n) };
+        let dv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(dx, n) };
         let xp: Partition<E, { [N] }> = xv.partition(const_shape![N]);
         let yp: Partition<E, { [N] }> = yv.partition(const_shape![N]);
         let mut dp: PartitionMut<E, { [N] }> = unsafe { dv.partition_full_mut(const_shape![N]) };

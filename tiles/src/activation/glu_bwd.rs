@@ -1,14 +1,14 @@
-//! `dg[i] = f'(g[i]) u[i] dy[i]`, `du[i] = f(g[i]) dy[i]`, f as in `glu_fwd`. All `[n]`. Grid: `(ceil(n / N), 1, 1)`.
+//! `dg[i] = f'(g[i]) u[i] dy[i]`, `du[i] = f(g[i]) dy[i]`, f as in `glu_fwd`. All `[n]`, n a multiple of V. Grid: `(ceil(n / N), 1, 1)`.
 
 /// Kernel.
 #[cutile::module]
 pub mod glu_bwd {
     use crate::tile::functions::functions::*;
-    use crate::tile::rows::rows::*;
+    use crate::tile::vectors::vectors::*;
     use cutile::core::*;
 
     #[cutile::entry(unchecked_accesses = true)]
-    unsafe fn glu_bwd<E: ElementType, const N: i32>(
+    unsafe fn glu_bwd<E: ElementType, const N: i32, const V: i32>(
         g: *mut E,
         u: *mut E,
         dy: *mut E,
@@ -18,11 +18,11 @@ pub mod glu_bwd {
         code: i32,
     ) {
         let pid: (i32, i32, i32) = get_tile_block_id();
-        let gv: Tensor<E, { [-1] }> = unsafe { flat::<E>(g, n) };
-        let uv: Tensor<E, { [-1] }> = unsafe { flat::<E>(u, n) };
-        let yv: Tensor<E, { [-1] }> = unsafe { flat::<E>(dy, n) };
-        let dgv: Tensor<E, { [-1] }> = unsafe { flat::<E>(dg, n) };
-        let duv: Tensor<E, { [-1] }> = unsafe { flat::<E>(du, n) };
+        let gv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(g, n) };
+        let uv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(u, n) };
+        let yv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(dy, n) };
+        let dgv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(dg, n) };
+        let duv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(du, n) };
         let gp: Partition<E, { [N] }> = gv.partition(const_shape![N]);
         let up: Partition<E, { [N] }> = uv.partition(const_shape![N]);
         let yp: Partition<E, { [N] }> = yv.partition(const_shape![N]);

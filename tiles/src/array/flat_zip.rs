@@ -1,18 +1,18 @@
-//! y[i] = f(a[i], b[i]) in f32: dense arrays `[n]`. (Views go through `array_zip`, which has the codes of the functions: 0 to 3 of them here.)
+//! y[i] = f(a[i], b[i]) in f32: dense arrays `[n]`, n a multiple of V. (Views go through `array_zip`, which has the codes of the functions: 0 to 3 of them here.)
 //! Grid: `(ceil(n / N), 1, 1)`.
 
 /// Kernel.
 #[cutile::module]
 pub mod flat_zip {
-    use crate::tile::rows::rows::*;
+    use crate::tile::vectors::vectors::*;
     use cutile::core::*;
 
     #[cutile::entry(unchecked_accesses = true)]
-    unsafe fn flat_zip<E: ElementType, const N: i32>(a: *mut E, b: *mut E, y: *mut E, n: i32, code: i32) {
+    unsafe fn flat_zip<E: ElementType, const N: i32, const V: i32>(a: *mut E, b: *mut E, y: *mut E, n: i32, code: i32) {
         let pid: (i32, i32, i32) = get_tile_block_id();
-        let av: Tensor<E, { [-1] }> = unsafe { flat::<E>(a, n) };
-        let bv: Tensor<E, { [-1] }> = unsafe { flat::<E>(b, n) };
-        let yv: Tensor<E, { [-1] }> = unsafe { flat::<E>(y, n) };
+        let av: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(a, n) };
+        let bv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(b, n) };
+        let yv: Tensor<E, { [-1] }> = unsafe { flat_by::<E, V>(y, n) };
         let ap: Partition<E, { [N] }> = av.partition(const_shape![N]);
         let bp: Partition<E, { [N] }> = bv.partition(const_shape![N]);
         let mut yp: PartitionMut<E, { [N] }> = unsafe { yv.partition_full_mut(const_shape![N]) };

@@ -12,4 +12,5 @@ pub mod array_row_max;
 pub mod array_compare;
 pub mod array_segment_add;
 pub mod flat_copy;
+pub mod flat_sum;
 pub mod flat_zip;

@@ -1,15 +1,13 @@
 //! The reverse of `conv_rows_fwd` in one pass, where no final state has a gradient: with dz the gradient before the activation (z is made again),
 //! dx[t] = sum_j weight[j] dz[t + W - 1 - j], and the chunk's parts of dw[j] = sum_t dz[t] x[t - W + 1 + j] and of the bias, tokens in order.
 //!
-//! A block slides down its BT tokens and the three behind them, whose dz the last rows of dx need. x, dy, dx `[tokens, D]`, parts f32 `[count, 5, D]`:
+//! A block slides down its BT tokens and the three behind them, whose dz the last rows of dx need. x, dy, dx `[tokens, D]`, weight `[4, D]`, parts f32 `[count, 5, D]`:
 //! the four taps (those before the first of W are zero), then the bias. Chunks and grid as in `conv_rows_fwd`.
 
 /// Kernel.
 #[cutile::module]
 pub mod conv_rows_bwd {
-    use crate::tile::functions::functions::*;
-    use crate::tile::lane::lane::*;
-    use crate::tile::slide::slide::*;
+    use crate::tile::strip::strip::*;
     use crate::tile::window::window::*;
     use cutile::core::*;
 
@@ -39,40 +37,38 @@ pub mod conv_rows_bwd {
         let b: i32 = pid.0;
         let end: i32 = first + len;
         let start: i32 = first + from;
-        let c: Tile<i32, { [BD] }> = lanes::<BD>(b).reshape(const_shape![BD]);
-        let zero: Tile<f32, { [BD] }> = constant(0.0f32, const_shape![BD]);
-        let one: Tile<f32, { [BD] }> = constant(1.0f32, const_shape![BD]);
-        let w0: Tile<f32, { [BD] }> = unsafe { tap_of::<E, BD>(weight, c, d, w, 0i32) }.reshape(const_shape![BD]);
-        let w1: Tile<f32, { [BD] }> = unsafe { tap_of::<E, BD>(weight, c, d, w, 1i32) }.reshape(const_shape![BD]);
-        let w2: Tile<f32, { [BD] }> = unsafe { tap_of::<E, BD>(weight, c, d, w, 2i32) }.reshape(const_shape![BD]);
-        let w3: Tile<f32, { [BD] }> = unsafe { tap_of::<E, BD>(weight, c, d, w, 3i32) }.reshape(const_shape![BD]);
-        let mut shift: Tile<f32, { [BD] }> = zero;
+        let zero: Tile<f32, { [1, BD] }> = constant(0.0f32, const_shape![1, BD]);
+        let one: Tile<f32, { [1, BD] }> = constant(1.0f32, const_shape![1, BD]);
+        let w0: Tile<f32, { [1, BD] }> = unsafe { strip_of::<E, BD>(weight, 4i32, d, 0i32, b) }.reshape(const_shape![1, BD]);
+        let w1: Tile<f32, { [1, BD] }> = unsafe { strip_of::<E, BD>(weight, 4i32, d, 1i32, b) }.reshape(const_shape![1, BD]);
+        let w2: Tile<f32, { [1, BD] }> = unsafe { strip_of::<E, BD>(weight, 4i32, d, 2i32, b) }.reshape(const_shape![1, BD]);
+        let w3: Tile<f32, { [1, BD] }> = unsafe { strip_of::<E, BD>(weight, 4i32, d, 3i32, b) }.reshape(const_shape![1, BD]);
+        let mut shift: Tile<f32, { [1, BD] }> = zero;
         if has_bias == 1i32 {
-            let single: i32 = 1i32;
-            shift = unsafe { tap_of::<E, BD>(bias, c, d, single, 3i32) }.reshape(const_shape![BD]);
+            shift = unsafe { strip_of::<E, BD>(bias, 1i32, d, 0i32, b) }.reshape(const_shape![1, BD]);
         }
         // Before the first token stands the state.
         let mut has: i32 = has_state;
         if from > 0i32 {
             has = 0i32;
         }
-        let mut a: Tile<f32, { [BD] }> = unsafe { before::<E, BD>(state, c, seq, d, w, -3i32, has) }.reshape(const_shape![BD]);
-        let mut p: Tile<f32, { [BD] }> = unsafe { before::<E, BD>(state, c, seq, d, w, -2i32, has) }.reshape(const_shape![BD]);
-        let mut q: Tile<f32, { [BD] }> = unsafe { before::<E, BD>(state, c, seq, d, w, -1i32, has) }.reshape(const_shape![BD]);
+        let mut a: Tile<f32, { [1, BD] }> = unsafe { strip_before::<E, BD>(state, seq, d, w, -3i32, b, has) }.reshape(const_shape![1, BD]);
+        let mut p: Tile<f32, { [1, BD] }> = unsafe { strip_before::<E, BD>(state, seq, d, w, -2i32, b, has) }.reshape(const_shape![1, BD]);
+        let mut q: Tile<f32, { [1, BD] }> = unsafe { strip_before::<E, BD>(state, seq, d, w, -1i32, b, has) }.reshape(const_shape![1, BD]);
         if from > 0i32 {
-            a = unsafe { row_of::<E, BD>(x, tokens, d, start - 3i32, b, first, end) }.reshape(const_shape![BD]);
-            p = unsafe { row_of::<E, BD>(x, tokens, d, start - 2i32, b, first, end) }.reshape(const_shape![BD]);
-            q = unsafe { row_of::<E, BD>(x, tokens, d, start - 1i32, b, first, end) }.reshape(const_shape![BD]);
+            a = unsafe { strip_in::<E, BD>(x, tokens, d, start - 3i32, b, first, end) }.reshape(const_shape![1, BD]);
+            p = unsafe { strip_in::<E, BD>(x, tokens, d, start - 2i32, b, first, end) }.reshape(const_shape![1, BD]);
+            q = unsafe { strip_in::<E, BD>(x, tokens, d, start - 1i32, b, first, end) }.reshape(const_shape![1, BD]);
         }
         // The last three dz.
-        let mut g: Tile<f32, { [BD] }> = zero;
-        let mut h: Tile<f32, { [BD] }> = zero;
-        let mut k: Tile<f32, { [BD] }> = zero;
-        let mut s0: Tile<f32, { [BD] }> = zero;
-        let mut s1: Tile<f32, { [BD] }> = zero;
-        let mut s2: Tile<f32, { [BD] }> = zero;
-        let mut s3: Tile<f32, { [BD] }> = zero;
-        let mut sb: Tile<f32, { [BD] }> = zero;
+        let mut g: Tile<f32, { [1, BD] }> = zero;
+        let mut h: Tile<f32, { [1, BD] }> = zero;
+        let mut k: Tile<f32, { [1, BD] }> = zero;
+        let mut s0: Tile<f32, { [1, BD] }> = zero;
+        let mut s1: Tile<f32, { [1, BD] }> = zero;
+        let mut s2: Tile<f32, { [1, BD] }> = zero;
+        let mut s3: Tile<f32, { [1, BD] }> = zero;
+        let mut sb: Tile<f32, { [1, BD] }> = zero;
         let dp: *mut E = unsafe { assume_div_by::<_, 16>(dx) };
         let rows: i32 = unsafe { assume_bounds_lower::<_, 0>(tokens) };
         let wide: i32 = unsafe { assume_div_by::<_, 8>(d) };
@@ -81,20 +77,20 @@ pub mod conv_rows_bwd {
         let st: Array<{ [-1, 1] }> = Array::<{ [-1, 1] }> { dims: &[wide] };
         let dv: Tensor<E, { [-1, -1] }> = unsafe { make_tensor_view(pointer_to_tile(dp), sh, st, new_token_unordered()) };
         let mut to: PartitionMut<E, { [1, BD] }> = unsafe { dv.partition_full_mut(const_shape![1, BD]) };
-        let own: i32 = min(BT, len - from);
-        let steps: i32 = own + 3i32;
+        let mine: i32 = min(BT, len - from);
+        let steps: i32 = mine + 3i32;
         for t in 0i32..steps {
             let r: i32 = start + t;
-            let v: Tile<f32, { [BD] }> = unsafe { row_of::<E, BD>(x, tokens, d, r, b, first, end) }.reshape(const_shape![BD]);
+            let v: Tile<f32, { [1, BD] }> = unsafe { strip_in::<E, BD>(x, tokens, d, r, b, first, end) }.reshape(const_shape![1, BD]);
             // Zero behind the sequence, so that dz is.
-            let u: Tile<f32, { [BD] }> = unsafe { row_of::<E, BD>(dy, tokens, d, r, b, first, end) }.reshape(const_shape![BD]);
-            let mut z: Tile<f32, { [BD] }> = u;
+            let u: Tile<f32, { [1, BD] }> = unsafe { strip_in::<E, BD>(dy, tokens, d, r, b, first, end) }.reshape(const_shape![1, BD]);
+            let mut z: Tile<f32, { [1, BD] }> = u;
             if silu == 1i32 {
-                let m: Tile<f32, { [BD] }> = shift + w0 * a + w1 * p + w2 * q + w3 * v;
-                let s: Tile<f32, { [BD] }> = logistic::<BD>(m).reshape(const_shape![BD]);
+                let m: Tile<f32, { [1, BD] }> = shift + w0 * a + w1 * p + w2 * q + w3 * v;
+                let s: Tile<f32, { [1, BD] }> = logistic_strip::<BD>(m).reshape(const_shape![1, BD]);
                 z = u * s * (one + m * (one - s));
             }
-            if t < own {
+            if t < mine {
                 s0 = s0 + z * a;
                 s1 = s1 + z * p;
                 s2 = s2 + z * q;
@@ -102,8 +98,8 @@ pub mod conv_rows_bwd {
                 sb = sb + z;
             }
             if t >= 3i32 {
-                let o: Tile<E, { [BD] }> = convert_tile(w3 * g + w2 * h + w1 * k + w0 * z);
-                unsafe { to.store_unchecked(o.reshape(const_shape![1, BD]), [r - 3i32, b]) };
+                let o: Tile<E, { [1, BD] }> = convert_tile(w3 * g + w2 * h + w1 * k + w0 * z);
+                unsafe { to.store_unchecked(o, [r - 3i32, b]) };
             }
             g = h;
             h = k;
@@ -112,13 +108,17 @@ pub mod conv_rows_bwd {
             p = q;
             q = v;
         }
-        let width: Tile<i32, { [BD] }> = broadcast_scalar(d, const_shape![BD]);
-        let there: Tile<bool, { [BD] }> = lt_tile(c, width);
-        let at: Tile<i32, { [BD] }> = broadcast_scalar(pid.1 * 5i32 * d, const_shape![BD]) + c;
-        unsafe { write_f32::<BD>(parts, at, s0, there) };
-        unsafe { write_f32::<BD>(parts, at + width, s1, there) };
-        unsafe { write_f32::<BD>(parts, at + width + width, s2, there) };
-        unsafe { write_f32::<BD>(parts, at + width + width + width, s3, there) };
-        unsafe { write_f32::<BD>(parts, at + width + width + width + width, sb, there) };
+        let pp: *mut f32 = unsafe { assume_div_by::<_, 16>(parts) };
+        let lines: i32 = unsafe { assume_bounds_lower::<_, 0>(count * 5i32) };
+        let sh: Shape<{ [-1, -1] }> = Shape::<{ [-1, -1] }> { dims: &[lines, wide] };
+        let st: Array<{ [-1, 1] }> = Array::<{ [-1, 1] }> { dims: &[wide] };
+        let pv: Tensor<f32, { [-1, -1] }> = unsafe { make_tensor_view(pointer_to_tile(pp), sh, st, new_token_unordered()) };
+        let mut own: PartitionMut<f32, { [1, BD] }> = unsafe { pv.partition_full_mut(const_shape![1, BD]) };
+        let line: i32 = pid.1 * 5i32;
+        unsafe { own.store_unchecked(s0, [line, b]) };
+        unsafe { own.store_unchecked(s1, [line + 1i32, b]) };
+        unsafe { own.store_unchecked(s2, [line + 2i32, b]) };
+        unsafe { own.store_unchecked(s3, [line + 3i32, b]) };
+        unsafe { own.store_unchecked(sb, [line + 4i32, b]) };
     }
 }

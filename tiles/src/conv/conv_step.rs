@@ -1,74 +1,57 @@
-//! One token for each row, the state moved on where it lies: y = act(bias + sum_j weight[j] input_j), the newest input last.
+//! One token for each row of up to three convolutions, their states moved on where they lie: y = act(bias + sum_j weight[j] input_j), the newest input last.
 //!
-//! x, y `[R, D]`, pool `[slots, D, W]`, slot i32 `[R]`: the row's state (negative: the row is skipped and its output not written), all different.
-//! Lanes are channels. Grid: `(ceil(D / N), R, 1)`.
+//! For each i: x_i, y_i `[R, D_i]`, weight_i `[D_i, W]`, bias_i `[D_i]`, pool_i `[slots, D_i, W]`; a convolution that is absent has D_i = 0. slot i32 `[R]`: the
+//! row's state (negative: the row is skipped and its outputs not written), all different. Lanes are channels. Grid: `(sum of ceil(D_i / N), R, 1)`.
 
 /// Kernel.
 #[cutile::module]
 pub mod conv_step {
-    use crate::tile::lane::lane::*;
-    use crate::tile::math::math::*;
+    use crate::tile::taps::taps::*;
     use crate::tile::view::view::*;
-    use crate::tile::window::window::*;
     use cutile::core::*;
 
     #[cutile::entry(unchecked_accesses = true)]
     unsafe fn conv_step<E: ElementType, const N: i32>(
-        x: *mut E,
-        weight: *mut E,
-        bias: *mut E,
-        pool: *mut E,
+        x0: *mut E,
+        weight0: *mut E,
+        bias0: *mut E,
+        pool0: *mut E,
+        y0: *mut E,
+        d0: i32,
+        x1: *mut E,
+        weight1: *mut E,
+        bias1: *mut E,
+        pool1: *mut E,
+        y1: *mut E,
+        d1: i32,
+        x2: *mut E,
+        weight2: *mut E,
+        bias2: *mut E,
+        pool2: *mut E,
+        y2: *mut E,
+        d2: i32,
         slot: *mut i32,
-        y: *mut E,
         rows: i32,
-        d: i32,
         w: i32,
         has_bias: i32,
         silu: i32,
     ) {
         let pid: (i32, i32, i32) = get_tile_block_id();
         let place: i32 = unsafe { int_at(slot, rows, pid.1) };
+        let first: i32 = ceil_div(d0, N);
+        let second: i32 = first + ceil_div(d1, N);
         if place >= 0i32 {
-            let c: Tile<i32, { [N] }> = lanes::<N>(pid.0).reshape(const_shape![N]);
-            let width: Tile<i32, { [N] }> = broadcast_scalar(d, const_shape![N]);
-            let taps: Tile<i32, { [N] }> = broadcast_scalar(w, const_shape![N]);
-            let there: Tile<bool, { [N] }> = lt_tile(c, width);
-            let none: Tile<f32, { [N] }> = constant(0.0f32, const_shape![N]);
-            let from: Tile<i32, { [N] }> = broadcast_scalar(pid.1 * d, const_shape![N]) + c;
-            let at: Tile<i32, { [N] }> = (broadcast_scalar(place * d, const_shape![N]) + c) * taps;
-            let newest: Tile<E, { [N] }> = unsafe { read::<E, N>(x, from, there) }.reshape(const_shape![N]);
-            let mut z: Tile<f32, { [N] }> = none;
-            if has_bias == 1i32 {
-                z = unsafe { tap::<E, N>(bias, c, 0i32, d, 1i32) }.reshape(const_shape![N]);
+            if pid.0 < first {
+                unsafe { advance::<E, N>(x0, weight0, bias0, pool0, y0, pid.0, pid.1, place, d0, w, has_bias, silu) };
             }
-            let base: PointerTile<*mut E, { [1] }> = pointer_to_tile(pool).reshape(const_shape![1]);
-            let base: PointerTile<*mut E, { [N] }> = base.broadcast(const_shape![N]);
-            // Tokens keep the order: a place is read, and in the next turn written.
-            let mut order: Token = new_token_unordered();
-            for j in 0i32..w {
-                let mut v: Tile<E, { [N] }> = newest;
-                if j < w - 1i32 {
-                    let next: PointerTile<*mut E, { [N] }> = base.offset_tile(at + broadcast_scalar(j + 1i32, const_shape![N]));
-                    let (old, read): (Tile<E, { [N] }>, Token) = unsafe {
-                        load_ptr_tko(next, ordering::Weak, None::<scope::TileBlock>, Some(there), None, Some(order), Latency::<0>)
-                    };
-                    v = old;
-                    order = read;
+            if pid.0 >= first {
+                if pid.0 < second {
+                    unsafe { advance::<E, N>(x1, weight1, bias1, pool1, y1, pid.0 - first, pid.1, place, d1, w, has_bias, silu) };
                 }
-                let to: PointerTile<*mut E, { [N] }> = base.offset_tile(at + broadcast_scalar(j, const_shape![N]));
-                order = unsafe {
-                    store_ptr_tko(to, v, ordering::Weak, None::<scope::TileBlock>, Some(there), Some(order), Latency::<0>)
-                };
-                let v: Tile<f32, { [N] }> = convert_tile(v);
-                let g: Tile<f32, { [N] }> = unsafe { tap::<E, N>(weight, c, j, d, w) }.reshape(const_shape![N]);
-                z = z + g * v;
             }
-            if silu == 1i32 {
-                let s: Tile<f32, { [N] }> = sigmoid::<N>(z).reshape(const_shape![N]);
-                z = z * s;
+            if pid.0 >= second {
+                unsafe { advance::<E, N>(x2, weight2, bias2, pool2, y2, pid.0 - second, pid.1, place, d2, w, has_bias, silu) };
             }
-            let o: Tile<E, { [N] }> = convert_tile(z);
-            unsafe { write::<E, N>(y, from, o, there) };
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{collections::HashMap, sync::Mutex};
 pub use library::{BlasInfo, Search, blas_library, find_blas};
 pub use spec::{Epilogue, MatmulArgs, MatmulSpec, Operand};
 
-use crate::{Buffer, Error, Gpu, Result, Stream, gpu::lock, memory::bytes_of};
+use crate::{Buffer, Error, Gpu, Result, Stream, gpu::lock, memory::bytes_of, profile::span};
 use api::{Api, sys};
 use plan::{Key, Plan};
 
@@ -73,7 +73,8 @@ impl Gpu {
             }
         };
         // SAFETY: the addresses are the caller's promise; the workspace belongs to the compute stream, on which products follow one another.
-        unsafe { plan.run(blas.api, blas.handle, args, &blas.workspace, self.compute()) }
+        let run = || unsafe { plan.run(blas.api, blas.handle, args, &blas.workspace, self.compute()) };
+        span(*self, self.compute(), || spec.to_string().into(), run)
     }
 
     /// How many products (shape, types, strides, alignment) have an algorithm already.

@@ -100,6 +100,18 @@ pub struct MatmulSpec {
     pub batch_invariant: bool,
 }
 
+impl std::fmt::Display for MatmulSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let side = |x: &Operand| if x.transposed { "^T" } else { "" };
+        let (a, b) = (side(&self.a), side(&self.b));
+        write!(f, "product [{}, {}]{a} [{}, {}]{b}", self.m, self.k, self.k, self.n)?;
+        if self.batch > 1 {
+            write!(f, " x {}", self.batch)?;
+        }
+        write!(f, " {} to {}", self.input, self.output)
+    }
+}
+
 impl MatmulSpec {
     /// A single dense product in one type.
     pub fn dense(m: usize, n: usize, k: usize, scalar: Scalar) -> MatmulSpec {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flashlin_ops::{
     activation::{Activation, activate},
-    conv::{ConvArgs, short_conv, short_conv_on},
+    conv::{ConvArgs, short_conv, short_convs_on},
 };
 use flashlin_tensor::{DType, Parameter, Var};
 
@@ -79,25 +79,47 @@ impl Conv1d {
     /// # Errors
     /// When the number of channels differs.
     pub fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let (weight, bias) = (self.weight.var(), self.bias.as_ref().map(|b| b.var()));
-        // The operator fuses silu; others follow it.
-        let fused = self.activation.filter(|a| *a == Activation::Silu);
-        let args =
-            ConvArgs { bias: bias.as_ref(), activation: fused, seqs: ctx.seqs, ..ConvArgs::new(x, &weight) };
-        let y = match ctx.state.as_deref_mut() {
-            None => short_conv(&args)?.y,
-            Some(state) => {
-                let mut last = state.take(self.state)?;
-                let y = short_conv_on(&args, &mut last)?;
-                state.set(self.state, last)?;
-                y
-            }
-        };
+        let [y] = convolve([(self, x)], ctx)?;
+        Ok(y)
+    }
+
+    /// The activation, where the operator did not fuse it.
+    fn activated(&self, y: Var) -> Result<Var> {
         match self.activation {
-            Some(act) if fused.is_none() => Ok(activate(&y, act)?),
+            Some(act) if act != Activation::Silu => Ok(activate(&y, act)?),
             _ => Ok(y),
         }
     }
+}
+
+/// Several convolutions of the same tokens; a decode step takes them together.
+fn convolve<const N: usize>(all: [(&Conv1d, &Var); N], ctx: &mut LayerCtx<'_>) -> Result<[Var; N]> {
+    let params = all.map(|(conv, _)| (conv.weight.var(), conv.bias.as_ref().map(|b| b.var())));
+    let args: Vec<ConvArgs> = all
+        .iter()
+        .zip(&params)
+        .map(|((conv, x), (weight, bias))| ConvArgs {
+            bias: bias.as_ref(),
+            // The operator fuses silu; others follow it.
+            activation: conv.activation.filter(|a| *a == Activation::Silu),
+            seqs: ctx.seqs,
+            ..ConvArgs::new(x, weight)
+        })
+        .collect();
+    let ys = match ctx.state.as_deref_mut() {
+        None => args.iter().map(|a| Ok(short_conv(a)?.y)).collect::<Result<Vec<_>>>()?,
+        Some(state) => {
+            let mut last = all.iter().map(|(conv, _)| state.take(conv.state)).collect::<Result<Vec<_>>>()?;
+            let ys = short_convs_on(&args, &mut last)?;
+            all.iter().zip(last).try_for_each(|((conv, _), last)| state.set(conv.state, last))?;
+            ys
+        }
+    };
+    exactly(all.iter().zip(ys).map(|((conv, _), y)| conv.activated(y)).collect::<Result<Vec<_>>>()?)
+}
+
+fn exactly<const N: usize>(ys: Vec<Var>) -> Result<[Var; N]> {
+    ys.try_into().map_err(|_| Error::state("a convolution gave no output"))
 }
 
 /// A projection with an optional short convolution: where q, k and v come from.
@@ -147,11 +169,28 @@ impl Stream {
     /// # Errors
     /// When shapes do not fit.
     pub fn finish(&self, y: Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        match (&self.conv, self.activation) {
+        let [y] = Self::finish_all([(self, y)], ctx)?;
+        Ok(y)
+    }
+
+    /// What follows the projections of several streams: each `y` `[B, T, out]` to the same shape.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn finish_all<const N: usize>(
+        streams: [(&Stream, Var); N],
+        ctx: &mut LayerCtx<'_>,
+    ) -> Result<[Var; N]> {
+        let convs = streams.each_ref().map(|(s, y)| s.conv.as_ref().map(|conv| (conv, y)));
+        if let Ok(all) = <[_; N]>::try_from(convs.into_iter().flatten().collect::<Vec<_>>()) {
+            return convolve(all, ctx);
+        }
+        let one = |(s, y): (&Stream, Var)| match (&s.conv, s.activation) {
             (Some(conv), _) => conv.forward(&y, ctx),
             (None, Some(act)) => Ok(activate(&y, act)?),
             (None, None) => Ok(y),
-        }
+        };
+        exactly(streams.into_iter().map(one).collect::<Result<Vec<_>>>()?)
     }
 
     /// The convolution's state, if there is one.

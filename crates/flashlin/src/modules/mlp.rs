@@ -1,9 +1,9 @@
 //! The gated MLP.
 
-use flashlin_ops::activation::swiglu;
+use flashlin_ops::activation::swiglu_linear;
 use flashlin_tensor::Var;
 
-use super::{Linear, linears};
+use super::Linear;
 use crate::{
     Result,
     config::BaseConfig,
@@ -45,8 +45,8 @@ impl GatedMlp {
 
 impl Layer for GatedMlp {
     fn forward(&self, x: &Var, _ctx: &mut LayerCtx<'_>) -> Result<Var> {
-        let ([gate, up], []) = linears(x, [&self.gate, &self.up], [])?;
-        self.down.forward(&swiglu(&gate, &up)?)
+        let (gate, up) = (self.gate.weight().var(), self.up.weight().var());
+        self.down.forward(&swiglu_linear(x, &gate, &up)?)
     }
 
     fn steps_alike(&self) -> bool {

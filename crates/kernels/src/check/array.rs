@@ -17,6 +17,7 @@ pub(super) struct RowMax;
 pub(super) struct SegmentAdd;
 pub(super) struct FlatCopy;
 pub(super) struct FlatZip;
+pub(super) struct FlatSum;
 pub(super) struct Compare;
 
 /// A kernel's types: `f32-bf16` reads f32 and writes bf16, `f32` does both.
@@ -405,7 +406,14 @@ impl KernelCheck for SegmentAdd {
 }
 
 /// Elements of the dense cases: more than a block with a ragged end, and fewer than one.
-const DENSE: [usize; 2] = [5003, 7];
+fn dense(kernel: &Kernel) -> [usize; 2] {
+    [5003, 7].map(|n: usize| n.next_multiple_of(vector(kernel)))
+}
+
+/// Elements of which a flat kernel's lengths are multiples.
+pub(super) fn vector(kernel: &Kernel) -> usize {
+    kernel.generic("V").unwrap_or(1).max(1) as usize
+}
 
 impl KernelCheck for FlatCopy {
     fn kernel(&self) -> &'static str {
@@ -419,7 +427,7 @@ impl KernelCheck for FlatCopy {
             let args = vec![("x", Value::In(data)), ("y", Value::out(to, x)), ("n", Value::size(n))];
             Ok(Case { label: format!("{n} elements"), args, grid: [blocks(kernel, n)?, 1, 1] })
         };
-        DENSE.into_iter().map(case).collect()
+        dense(kernel).into_iter().map(case).collect()
     }
 }
 
@@ -443,7 +451,38 @@ impl KernelCheck for FlatZip {
             ];
             Ok(Case { label: format!("code {code}, {n} elements"), args, grid: [blocks(kernel, n)?, 1, 1] })
         };
-        (0..4).flat_map(|code| DENSE.map(|n| (code, n))).map(case).collect()
+        (0..4).flat_map(|code| dense(kernel).map(|n| (code, n))).map(case).collect()
+    }
+}
+
+impl KernelCheck for FlatSum {
+    fn kernel(&self) -> &'static str {
+        "flat_sum"
+    }
+
+    fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
+        const TERMS: [&str; 6] = ["x0", "x1", "x2", "x3", "x4", "x5"];
+        let [dtype, _] = types(kernel)?;
+        let case = |(count, n): (usize, usize)| {
+            let mut sum = vec![0.0; n];
+            let mut args = Vec::new();
+            for (i, name) in TERMS.into_iter().enumerate() {
+                if i >= count {
+                    args.push((name, Value::Null));
+                    continue;
+                }
+                let (data, x) = numbers(dtype, 1 + i as u64, n, -1.5, 2.0)?;
+                sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+                args.push((name, Value::In(data)));
+            }
+            args.extend([
+                ("y", Value::out(dtype, sum)),
+                ("n", Value::size(n)),
+                ("count", Value::size(count)),
+            ]);
+            Ok(Case { label: format!("{count} arrays of {n}"), args, grid: [blocks(kernel, n)?, 1, 1] })
+        };
+        [2, 3, 4, 5, 6].into_iter().flat_map(|count| dense(kernel).map(|n| (count, n))).map(case).collect()
     }
 }
 

@@ -241,7 +241,17 @@ fn sliding(kernel: &Kernel, own: impl Fn(&Problem, usize) -> Args) -> Result<Vec
         p.dlast = None;
         let mut own = own(p, bt);
         own.push(("tokens", Value::size(p.lens.iter().sum())));
-        let (args, grid) = p.convolving([bd, bt], own)?;
+        let (mut args, grid) = p.convolving([bd, bt], own)?;
+        // Rows of channels: four taps, those before the first zero; the state's inputs.
+        let (d, w) = (p.d, p.w);
+        let taps: Vec<f64> =
+            (0..4 * d).map(|i| (i / d + w).checked_sub(4).map_or(0.0, |j| p.weight[i % d * w + j])).collect();
+        let turned = |s: &Vec<f64>| -> Vec<f64> {
+            let at = |i: usize| i / (w * d) * w * d + i % d * w + i / d % w;
+            (0..s.len()).map(|i| s[at(i)]).collect()
+        };
+        args[1].1 = p.data(&taps)?;
+        args[3].1 = p.optional(&p.state.as_ref().map(turned))?;
         Ok(Case { label: p.label(), args, grid: grid.map(|n| n as u32) })
     };
     problems_of(kernel, [(true, 4, bd + 8), (false, 3, 24)])?.iter_mut().map(one).collect()
@@ -433,6 +443,13 @@ impl KernelCheck for StateGradient {
     }
 }
 
+/// Arguments of the convolutions that a step takes together.
+const STREAMS: [[&str; 6]; 3] = [
+    ["x0", "weight0", "bias0", "pool0", "y0", "d0"],
+    ["x1", "weight1", "bias1", "pool1", "y1", "d1"],
+    ["x2", "weight2", "bias2", "pool2", "y2", "d2"],
+];
+
 impl KernelCheck for Step {
     fn kernel(&self) -> &'static str {
         "conv_step"
@@ -454,26 +471,31 @@ impl KernelCheck for Step {
             let pick = |v: &[f64]| {
                 slots.iter().flat_map(|&s| v[s as usize * p.d..][..p.d].to_vec()).collect::<Vec<_>>()
             };
-            let args = vec![
-                ("x", p.data(&pick(&p.x))?),
-                ("weight", p.data(&p.weight)?),
-                ("bias", p.data(&p.b)?),
-                (
-                    "pool",
-                    Value::InOut {
-                        data: Data::round(p.dtype, &pool)?,
-                        expected: Expected::of(p.dtype, want),
-                    },
-                ),
+            // The first and the last place compute the same thing, the one between them is empty.
+            let mut args = Vec::new();
+            for (i, names) in STREAMS.iter().enumerate() {
+                let there = i != 1;
+                let of = |v: Result<Value>| if there { v } else { Ok(Value::Null) };
+                let state = || {
+                    let (data, expected) =
+                        (Data::round(p.dtype, &pool)?, Expected::of(p.dtype, want.clone()));
+                    Ok(Value::InOut { data, expected })
+                };
+                args.push((names[0], of(p.data(&pick(&p.x)))?));
+                args.push((names[1], of(p.data(&p.weight))?));
+                args.push((names[2], of(p.data(&p.b))?));
+                args.push((names[3], of(state())?));
+                args.push((names[4], of(Ok(p.out(pick(&y))))?));
+                args.push((names[5], Value::size(if there { p.d } else { 0 })));
+            }
+            args.extend([
                 ("slot", Value::In(Data::I32(slots.to_vec()))),
-                ("y", p.out(pick(&y))),
                 ("rows", Value::size(slots.len())),
-                ("d", Value::size(p.d)),
                 ("w", Value::size(p.w)),
                 ("has_bias", Value::size(p.bias as usize)),
                 ("silu", Value::size(p.silu as usize)),
-            ];
-            Ok((args, [p.d.div_ceil(lanes), slots.len(), 1]))
+            ]);
+            Ok((args, [2 * p.d.div_ceil(lanes), slots.len(), 1]))
         })
     }
 }

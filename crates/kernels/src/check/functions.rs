@@ -10,7 +10,10 @@ pub(super) struct GluBackward;
 
 const INPUTS: Inputs = Inputs { seed: 61 };
 /// More than one block, and a ragged end.
-const LEN: usize = 4500;
+/// Ends inside of a block.
+fn len(kernel: &Kernel) -> usize {
+    4500_usize.next_multiple_of(super::array::vector(kernel))
+}
 
 /// (code, p, q) of every function, two of those with parameters.
 const FUNCTIONS: [(i32, f64, f64); 11] = [
@@ -74,23 +77,23 @@ pub(super) fn function((code, p, q): (i32, f64, f64), x: f64) -> (f64, f64) {
     }
 }
 
-fn dtype(kernel: &Kernel) -> &'static str {
+pub(super) fn dtype(kernel: &Kernel) -> &'static str {
     ["bf16", "f16"].into_iter().find(|d| *d == kernel.dtype).unwrap_or("f32")
 }
 
 fn numbers(kernel: &Kernel, stream: u64, size: f64) -> Result<(Data, Vec<f64>)> {
-    let data = Data::round(dtype(kernel), &INPUTS.uniform(stream, LEN, -size, size))?;
+    let data = Data::round(dtype(kernel), &INPUTS.uniform(stream, len(kernel), -size, size))?;
     let values = data.to_f64();
     Ok((data, values))
 }
 
 fn grid(kernel: &Kernel) -> Result<[u32; 3]> {
-    Ok([LEN.div_ceil(kernel.need_generic("N")? as usize) as u32, 1, 1])
+    Ok([len(kernel).div_ceil(kernel.need_generic("N")? as usize) as u32, 1, 1])
 }
 
 /// n, code and, where the kernel takes them, the parameters.
-fn tail((code, p, q): (i32, f64, f64), params: bool) -> Vec<(&'static str, Value)> {
-    let mut out = vec![("n", Value::size(LEN)), ("code", Value::I32(code))];
+fn tail(kernel: &Kernel, (code, p, q): (i32, f64, f64), params: bool) -> Vec<(&'static str, Value)> {
+    let mut out = vec![("n", Value::size(len(kernel))), ("code", Value::I32(code))];
     if params {
         out.extend([("p", Value::F32(p as f32)), ("q", Value::F32(q as f32))]);
     }
@@ -107,7 +110,7 @@ impl KernelCheck for Activate {
             let (x, xs) = numbers(kernel, f.0 as u64, 6.0)?;
             let y = xs.iter().map(|&x| function(f, x).0).collect();
             let mut args = vec![("x", Value::In(x)), ("y", Value::out(dtype(kernel), y))];
-            args.extend(tail(f, true));
+            args.extend(tail(kernel, f, true));
             Ok(Case { label: format!("{f:?}"), args, grid: grid(kernel)? })
         };
         FUNCTIONS.into_iter().map(case).collect()
@@ -126,7 +129,7 @@ impl KernelCheck for ActivateBackward {
             let dx = xs.iter().zip(&ds).map(|(&x, d)| function(f, x).1 * d).collect();
             let mut args =
                 vec![("x", Value::In(x)), ("dy", Value::In(dy)), ("dx", Value::out(dtype(kernel), dx))];
-            args.extend(tail(f, true));
+            args.extend(tail(kernel, f, true));
             Ok(Case { label: format!("{f:?}"), args, grid: grid(kernel)? })
         };
         FUNCTIONS.into_iter().map(case).collect()
@@ -145,7 +148,7 @@ impl KernelCheck for Glu {
             let y = gs.iter().zip(&us).map(|(&g, u)| function(f, g).0 * u).collect();
             let mut args =
                 vec![("g", Value::In(g)), ("u", Value::In(u)), ("y", Value::out(dtype(kernel), y))];
-            args.extend(tail(f, false));
+            args.extend(tail(kernel, f, false));
             Ok(Case { label: format!("code {}", f.0), args, grid: grid(kernel)? })
         };
         FUNCTIONS.into_iter().take(7).map(case).collect()
@@ -162,12 +165,12 @@ impl KernelCheck for GluBackward {
             let (g, gs) = numbers(kernel, f.0 as u64, 6.0)?;
             let (u, us) = numbers(kernel, 101, 1.5)?;
             let (dy, ds) = numbers(kernel, 102, 1.5)?;
-            let dg = (0..LEN).map(|i| function(f, gs[i]).1 * us[i] * ds[i]).collect();
-            let du = (0..LEN).map(|i| function(f, gs[i]).0 * ds[i]).collect();
+            let dg = (0..gs.len()).map(|i| function(f, gs[i]).1 * us[i] * ds[i]).collect();
+            let du = (0..gs.len()).map(|i| function(f, gs[i]).0 * ds[i]).collect();
             let out = |v| Value::out(dtype(kernel), v);
             let mut args = vec![("g", Value::In(g)), ("u", Value::In(u)), ("dy", Value::In(dy))];
             args.extend([("dg", out(dg)), ("du", out(du))]);
-            args.extend(tail(f, false));
+            args.extend(tail(kernel, f, false));
             Ok(Case { label: format!("code {}", f.0), args, grid: grid(kernel)? })
         };
         FUNCTIONS.into_iter().take(7).map(case).collect()

@@ -12,6 +12,7 @@ mod column_sum;
 mod conv;
 mod functions;
 mod gate;
+mod linear;
 mod loss;
 mod norm_any;
 mod optim;

@@ -97,7 +97,7 @@ impl KernelCheck for Update {
 
     fn cases(&self, kernel: &Kernel) -> Result<Vec<Case>> {
         let half = kernel.dtype != "f32";
-        let n = 2500;
+        let n = 2500_usize.next_multiple_of(super::array::vector(kernel));
         let [lr, eps, keep, c1, c2] = [3e-3, 1e-8, 0.9997, 2.5, 7.0];
         let dtype = if kernel.dtype == "f16" { "f16" } else { "bf16" };
         [1.0, 0.0]

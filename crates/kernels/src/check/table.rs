@@ -1,8 +1,8 @@
 //! The checks of all kernels.
 
 use super::{
-    KernelCheck, array, attention, chunked::Stage, column_sum, conv, functions, gate, loss, norm_any, optim,
-    rope, rows, segments, step,
+    KernelCheck, array, attention, chunked::Stage, column_sum, conv, functions, gate, linear, loss, norm_any,
+    optim, rope, rows, segments, step,
 };
 
 /// One entry a kernel of `tiles/`, by family.
@@ -19,6 +19,7 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &array::SegmentAdd,
     &array::FlatCopy,
     &array::FlatZip,
+    &array::FlatSum,
     &array::Compare,
     &attention::Forward,
     &attention::Queries,
@@ -34,6 +35,8 @@ pub static CHECKS: &[&dyn KernelCheck] = &[
     &conv::Step,
     &conv::RowsForward,
     &conv::RowsBackward,
+    &linear::ThinLinear,
+    &linear::ThinGlu,
     &loss::CrossEntropy,
     &optim::SumSquares,
     &optim::Decide,

@@ -138,5 +138,10 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// Elements at a time that a dense array of n may be read by: flat kernels have a configuration for whole vectors, and one for any length.
+pub fn vector(n: usize) -> i64 {
+    if n.is_multiple_of(8) { 8 } else { 1 }
+}
+
 #[cfg(test)]
 mod tests;

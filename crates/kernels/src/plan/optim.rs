@@ -33,7 +33,7 @@ pub fn global_norm(machine: &Machine<'_>, sizes: &[usize]) -> Result<Plan> {
 pub fn adamw(machine: &Machine<'_>, params: &[(&str, usize)]) -> Result<Plan> {
     let mut plan = Plan::default();
     for &(dtype, n) in params.iter().filter(|(_, n)| *n > 0) {
-        let kernel = machine.choose("adamw_update", dtype, &[], 1.0)?;
+        let kernel = machine.choose("adamw_update", dtype, &[("V", super::vector(n))], 1.0)?;
         plan.launch(kernel, [n.div_ceil(kernel.need_generic("N")?.max(1) as usize), 1, 1])?;
     }
     Ok(plan)

@@ -3,7 +3,7 @@
 
 use flashlin_tensor::{
     DType, Result, Tensor,
-    cuda::{Arg, Launcher},
+    cuda::{Arg, Launcher, plan, thin},
 };
 
 use super::Activation;
@@ -51,7 +51,7 @@ impl Function {
 /// # Safety
 /// The arguments are what the kernel expects, its arrays dense with n elements.
 unsafe fn launch(on: &Launcher, name: &str, dtype: DType, n: usize, args: &[Arg]) -> Result<()> {
-    let kernel = on.find(name, on.float("x", dtype)?, &[])?;
+    let kernel = on.find(name, on.float("x", dtype)?, &[("V", plan::vector(n))])?;
     let lanes = kernel.need_generic("N").map_err(flashlin_tensor::Error::Kernel)?.max(1) as usize;
     // SAFETY: the caller's promise.
     unsafe { on.launch(&kernel.name, [n.div_ceil(lanes), 1, 1], args) }
@@ -117,4 +117,21 @@ pub(super) fn glu_backward(
     // SAFETY: all arrays are dense and have n elements.
     unsafe { launch(&on, "glu_bwd", dtype, n, &args) }?;
     Ok([dg.to_dtype(gate.dtype())?, du.to_dtype(up.dtype())?])
+}
+
+/// silu(x gate^T) * (x up^T) in one launch, if there is a kernel for so few rows.
+pub(super) fn thin_glu(x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
+    const OP: &str = "swiglu";
+    let Some((kernel, [rows, k], m)) = thin(OP, "thin_glu", x, &[gate, up])? else { return Ok(None) };
+    let on = Launcher::on(OP, x)?;
+    let n = gate.dim(0);
+    let columns = kernel.need_generic("BN").map_err(flashlin_tensor::Error::Kernel)?.max(1) as usize;
+    let (x, gate, up) = (on.dense(x, x.dtype())?, on.dense(gate, x.dtype())?, on.dense(up, x.dtype())?);
+    let mut dims = x.dims().to_vec();
+    dims.splice(dims.len() - 1.., [n]);
+    let y = Tensor::empty(&dims, x.dtype(), &x.device())?;
+    let args = [on.at(&x)?, on.at(&gate)?, on.at(&up)?, on.at(&y)?, on.int(rows)?, on.int(k)?, on.int(n)?];
+    // SAFETY: x holds rows * k elements, the weights n * k each and y rows * n.
+    unsafe { on.launch(&kernel.name, [n.div_ceil(columns), rows.div_ceil(m), 1], &args) }?;
+    Ok(Some(y))
 }

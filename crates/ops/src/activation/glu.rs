@@ -8,6 +8,7 @@ use super::{
     Activation, cuda,
     functions::{Function, with_function},
 };
+use crate::recurrence::recorded;
 use crate::rows::{Pointwise, check_dims, input, pointwise, with_rows};
 
 struct Glu<F>(PhantomData<F>);
@@ -65,7 +66,8 @@ pub fn glu(gate: &Var, up: &Var, act: Activation) -> Result<Var> {
         Device::Cpu => with_function!(act, F => forward::<F>(&g, &u))?,
         _ => cuda::glu_forward(OP, &g, &u, act)?,
     };
-    Ok(Var::from_op1(OP, &[gate, up], y, || -> Box<dyn Backward> {
+    let inputs = (g.clone(), u.clone());
+    let y = Var::from_op1(OP, &[gate, up], y, || -> Box<dyn Backward> {
         Box::new(move |_: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
             let Some(dy) = grads[0].take() else { return Ok(vec![None, None]) };
             let both = match g.device() {
@@ -77,7 +79,8 @@ pub fn glu(gate: &Var, up: &Var, act: Activation) -> Result<Var> {
             };
             Ok(both.into_iter().map(Some).collect())
         })
-    }))
+    });
+    Ok(y.made_by(move || cuda::glu_forward(OP, &inputs.0, &inputs.1, act)))
 }
 
 /// silu(gate) * up: see [`glu`].
@@ -86,4 +89,21 @@ pub fn glu(gate: &Var, up: &Var, act: Activation) -> Result<Var> {
 /// As [`glu`].
 pub fn swiglu(gate: &Var, up: &Var) -> Result<Var> {
     glu(gate, up, Activation::Silu)
+}
+
+/// silu(x gate^T) * (x up^T) for weights `[n, k]`: the first half of a gated MLP, in one pass over both weights where few rows meet them on a GPU.
+///
+/// # Errors
+/// As [`glu`] and [`Var::linear`].
+pub fn swiglu_linear(x: &Var, gate: &Var, up: &Var) -> Result<Var> {
+    if x.device() != Device::Cpu
+        && !recorded([x, gate, up])
+        && let Some(y) = cuda::thin_glu(x.tensor(), gate.tensor(), up.tensor())?
+    {
+        return Ok(Var::constant(y));
+    }
+    match x.linear_many(&[gate, up])?.as_slice() {
+        [gate, up] => swiglu(gate, up),
+        _ => Err(Error::invalid("swiglu", "x", "gave no output")),
+    }
 }

@@ -13,7 +13,7 @@ mod unary;
 use std::{fmt, str::FromStr};
 
 use flashlin_tensor::{DType, Error, Result};
-pub use glu::{glu, swiglu};
+pub use glu::{glu, swiglu, swiglu_linear};
 pub use softplus::softplus;
 pub use unary::{activate, logsigmoid};
 

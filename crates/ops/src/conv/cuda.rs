@@ -27,7 +27,7 @@ impl Operands {
     fn of(call: &Call) -> Result<Operands> {
         let on = Launcher::on(OP, &call.x)?;
         let kind = on.float("x", call.x.dtype())?;
-        let like = |t: &Tensor| t.to_dtype(call.x.dtype())?.contiguous();
+        let like = |t: &Tensor| on.dense(t, call.x.dtype());
         Ok(Operands {
             on,
             kind,
@@ -86,6 +86,16 @@ fn strip(kernel: &flashlin_tensor::cuda::Kernel) -> Result<[usize; 2]> {
     Ok([n("BD")?, n("BT")?])
 }
 
+/// A weight as the kernels that slide read it: one row for each of four taps, those before the first of W zero.
+fn tap_rows(call: &Call, weight: &Tensor) -> Result<Tensor> {
+    let (d, w) = (call.channels, call.taps);
+    let rows = weight.reshape(&[d, w])?.transpose(0, 1)?;
+    if w == 4 {
+        return Launcher::on(OP, weight)?.dense(&rows, weight.dtype());
+    }
+    Tensor::cat(&[&Tensor::zeros(&[4 - w, d], weight.dtype(), &weight.device())?, &rows], 0)
+}
+
 /// Queues a kernel that slides: the operands, then `own`, then sizes and options.
 ///
 /// # Safety
@@ -97,8 +107,10 @@ unsafe fn slide(call: &Call, o: &Operands, name: &str, own: &[Arg]) -> Result<()
     let (chunks, count) = table(call, Some(bt), on)?;
     let tokens = call.seqs.total();
     on.int(o.x.numel())?;
-    let mut args = vec![on.at(&o.x)?, on.at(&o.weight)?, on.maybe(o.bias.as_ref())?];
-    args.extend([on.maybe(o.state.as_ref())?, on.at(&chunks)?]);
+    let weight = tap_rows(call, &o.weight)?;
+    let state = o.state.as_ref().map(|s| on.dense(&s.transpose(1, 2)?, s.dtype())).transpose()?;
+    let mut args = vec![on.at(&o.x)?, on.at(&weight)?, on.maybe(o.bias.as_ref())?];
+    args.extend([on.maybe(state.as_ref())?, on.at(&chunks)?]);
     args.extend(own);
     args.extend([on.int(tokens)?, on.int(count)?, on.int(call.channels)?, on.int(call.taps)?]);
     args.extend([Operands::flag(o.bias.as_ref()), Operands::flag(o.state.as_ref())]);
@@ -266,43 +278,46 @@ fn state_gradient(call: &Call, o: &Operands, dz: &Tensor, dlast: Option<&Tensor>
     Ok(ds)
 }
 
-/// The decode form on checked arguments: rows `slots` of the pool move on by one token.
-pub(super) fn step(args: &ConvStep, slots: &[usize], state: &mut Tensor, out: &mut Tensor) -> Result<()> {
-    let on = Launcher::on(OP, args.x)?;
-    let dtype = args.x.dtype();
-    let kind = on.float("x", dtype)?;
-    if state.dtype() != dtype {
-        return Err(Error::dtype(OP, "state", state.dtype(), format!("{dtype}, as x, on a GPU")));
-    }
-    let kernel = on.find("conv_step", kind, &[])?;
-    let (x, weight) = (args.x.contiguous()?, args.weight.to_dtype(dtype)?.contiguous()?);
-    let bias = args.bias.map(|b| b.to_dtype(dtype)?.contiguous()).transpose()?;
-    let (rows, d, w) = (slots.len(), state.dim(1), state.dim(2));
-    let slots: Vec<i32> = slots.iter().map(|&s| s as i32).collect();
-    let slots = on.table(slots)?;
-    let silu = super::is_silu(args.activation)?;
-    let mut list = vec![
-        on.at(&x)?,
-        on.at(&weight)?,
-        on.maybe(bias.as_ref())?,
-        on.at(state)?,
-        on.at(&slots)?,
-        on.at(out)?,
-    ];
-    list.extend([
-        on.int(rows)?,
-        on.int(d)?,
-        on.int(w)?,
-        Operands::flag(bias.as_ref()),
-        Arg::I32(silu as i32),
-    ]);
-    // SAFETY: the slots were checked against the pool and are all different; the arrays have the sizes that R, D and W state.
-    unsafe { on.launch(&kernel.name, [d.div_ceil(lanes(kernel)?), rows, 1], &list) }?;
-    match args.residual {
-        Some(r) => {
-            *out = out.add(&r.to_dtype(dtype)?)?;
-            Ok(())
+/// Convolutions of one launch of the decode form.
+pub(super) const STREAMS: usize = 3;
+
+/// The decode form on checked arguments: rows `slots` of the pools move on by one token. At most [`STREAMS`] convolutions that differ in nothing but their
+/// arrays and channels.
+pub(super) fn steps(all: &[ConvStep], slots: &[usize], pools: &[&Tensor], outs: &mut [Tensor]) -> Result<()> {
+    let [one, ..] = all else { return Ok(()) };
+    let on = Launcher::on(OP, one.x)?;
+    let dtype = one.x.dtype();
+    let kernel = on.find("conv_step", on.float("x", dtype)?, &[])?;
+    let lanes = lanes(kernel)?;
+    let taps = pools[0].dim(2);
+    let (mut list, mut held, mut blocks) = (Vec::new(), Vec::new(), 0);
+    for ((args, pool), out) in all.iter().zip(pools).zip(outs.iter()) {
+        if pool.dtype() != dtype {
+            return Err(Error::dtype(OP, "state", pool.dtype(), format!("{dtype}, as x, on a GPU")));
         }
-        None => Ok(()),
+        let like = |t: &Tensor| t.to_dtype(dtype)?.contiguous();
+        let (x, weight, bias) = (like(args.x)?, like(args.weight)?, args.bias.map(like).transpose()?);
+        list.extend([on.at(&x)?, on.at(&weight)?, on.maybe(bias.as_ref())?, on.at(pool)?, on.at(out)?]);
+        list.push(on.int(pool.dim(1))?);
+        blocks += pool.dim(1).div_ceil(lanes);
+        held.extend([Some(x), Some(weight), bias].into_iter().flatten());
     }
+    for _ in all.len()..STREAMS {
+        list.extend([Arg::Ptr(0); 5]);
+        list.push(Arg::I32(0));
+    }
+    let slots: Vec<i32> = slots.iter().map(|&s| s as i32).collect();
+    let rows = slots.len();
+    let slots = on.table(slots)?;
+    list.extend([on.at(&slots)?, on.int(rows)?, on.int(taps)?, Arg::I32(one.bias.is_some().into())]);
+    list.push(Arg::I32(super::is_silu(one.activation)?.into()));
+    // SAFETY: the slots were checked against the pools and are all different; the arrays have the sizes that R, D and W state; what is absent has no channels.
+    unsafe { on.launch(&kernel.name, [blocks, rows, 1], &list) }?;
+    drop(held);
+    for (args, out) in all.iter().zip(outs) {
+        if let Some(r) = args.residual {
+            *out = out.add(&r.to_dtype(dtype)?)?;
+        }
+    }
+    Ok(())
 }

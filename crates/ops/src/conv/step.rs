@@ -56,7 +56,7 @@ pub fn conv_step(args: &ConvStep, state: &mut Tensor, out: &mut Tensor) -> Resul
     }
     if args.x.device() != Device::Cpu {
         check_slots(slots, pool)?;
-        return cuda::step(args, slots, state, out);
+        return cuda::steps(&[*args], slots, &[&*state], std::slice::from_mut(out));
     }
     match (args.x.dtype(), state.dtype()) {
         (DType::F64, DType::F64) => run::<f64, f64>(args, slots, state, out, d, w),
@@ -85,6 +85,78 @@ pub fn short_conv_on(args: &ConvArgs, state: &mut Var) -> Result<Var> {
     let missing = || Error::invalid(OP, "final_state", "was asked for but not returned");
     *state = out.final_state.ok_or_else(missing)?;
     Ok(out.y)
+}
+
+/// [`short_conv_on`] for several convolutions of the same tokens, each with its state: on a GPU a step of up to three is one launch.
+///
+/// # Errors
+/// As [`short_conv_on`]; as many states as convolutions.
+pub fn short_convs_on(args: &[ConvArgs], states: &mut [Var]) -> Result<Vec<Var>> {
+    if args.len() != states.len() {
+        let problem = format!("are {} for {} convolutions", states.len(), args.len());
+        return Err(Error::invalid(OP, "states", problem));
+    }
+    if let Some(ys) = steps_on(args, states)? {
+        return Ok(ys);
+    }
+    args.iter().zip(states).map(|(a, s)| short_conv_on(a, s)).collect()
+}
+
+/// The joint step, where all of them are steps of one kind on a GPU whose states nobody else holds.
+fn steps_on(args: &[ConvArgs], states: &mut [Var]) -> Result<Option<Vec<Var>>> {
+    let Some(one) = args.first().filter(|a| a.x.device() != Device::Cpu) else { return Ok(None) };
+    let [batch, len, _] = *one.x.dims() else { return Ok(None) };
+    let Some(slots) = single_tokens(one.seqs, batch, len) else { return Ok(None) };
+    let rows = one.seqs.map_or(batch, |s| s.len());
+    let (_, w) = weight_dims(one.weight.tensor())?;
+    let alike = |a: &ConvArgs| {
+        let own = a.initial_state.is_none() && !a.final_state && a.residual.is_none();
+        own && a.x.dims()[..2] == one.x.dims()[..2]
+            && (a.bias.is_some(), a.activation, a.x.dtype())
+                == (one.bias.is_some(), one.activation, one.x.dtype())
+            && !recorded([Some(a.x), Some(a.weight), a.bias].into_iter().flatten())
+    };
+    if !(2..=cuda::STREAMS).contains(&args.len()) || !args.iter().all(alike) {
+        return Ok(None);
+    }
+    for (a, state) in args.iter().zip(states.iter()) {
+        let (d, own) = weight_dims(a.weight.tensor())?;
+        check_dims(OP, "x", a.x.tensor(), &[batch, len, d])?;
+        check_dims(OP, "initial_state", state.tensor(), &[rows, d, own])?;
+        a.bias.map_or(Ok(()), |b| check_dims(OP, "bias", b.tensor(), &[d]))?;
+        if own != w {
+            return Ok(None);
+        }
+    }
+    let mut pools = Vec::with_capacity(states.len());
+    for state in states.iter_mut() {
+        let Some(pool) = state.exclusive_mut() else { return Ok(None) };
+        pools.push(&*pool);
+    }
+    let packed = one.seqs.is_some();
+    let xs = args.iter().map(|a| by_rows(a.x.tensor(), packed)).collect::<Result<Vec<_>>>()?;
+    let mut outs = Vec::with_capacity(args.len());
+    for x in &xs {
+        outs.push(Tensor::empty(x.dims(), x.dtype(), &x.device())?);
+    }
+    let mut all = Vec::with_capacity(args.len());
+    for (a, x) in args.iter().zip(&xs) {
+        all.push(ConvStep {
+            x,
+            weight: a.weight.tensor(),
+            bias: a.bias.map(Var::tensor),
+            activation: a.activation,
+            residual: None,
+            slots: Some(&slots),
+        });
+    }
+    check_slots(&slots, rows)?;
+    cuda::steps(&all, &slots, &pools, &mut outs)?;
+    outs.into_iter()
+        .zip(args)
+        .map(|(y, a)| Ok(y.reshape(a.x.dims())?.into()))
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 fn step_on(args: &ConvArgs, state: &mut Var) -> Result<Option<Var>> {

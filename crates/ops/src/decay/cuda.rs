@@ -2,7 +2,7 @@
 //! general path of `composed` for everything else.
 
 use flashlin_tensor::cuda::plan::{Gate, Recurrence};
-use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Result, Saved, Tensor, Var};
 
 use super::api::{DecayArgs, OP, validate};
 use super::composed;
@@ -32,15 +32,15 @@ pub(super) fn run(a: &DecayArgs<'_>, s: Sizes, seqs: &PackedSeqs) -> Result<SeqO
     let g = one_gate(a)?;
     let first = a.initial_state.map(|h0| &h0.value);
     let problem = Problem {
-        q: a.q.tensor().clone(),
-        k: a.k.tensor().clone(),
-        v: a.v.tensor().clone(),
+        q: a.q.saved(),
+        k: a.k.saved(),
+        v: a.v.saved(),
         g: call.on.dense_if(g.as_ref().map(Var::tensor), DType::F32)?,
         first: first.map(|h0| call.state(h0.tensor())).transpose()?,
         scale: scale(a),
         call,
     };
-    let outputs = problem.forward(a.output_final_state)?;
+    let outputs = problem.forward([a.q, a.k, a.v].map(Var::tensor), a.output_final_state)?;
     let inputs: Vec<&Var> =
         [Some(a.q), Some(a.k), Some(a.v), g.as_ref(), first].into_iter().flatten().collect();
     let mut outputs = Var::from_op(OP, &inputs, outputs, || Box::new(problem)).into_iter();
@@ -113,9 +113,9 @@ pub(crate) fn step_on(a: &DecayArgs<'_>, state: &mut RecurrentState) -> Result<O
 /// What the graph keeps: states and scores are computed again.
 struct Problem {
     call: Chunked,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Saved,
+    k: Saved,
+    v: Saved,
     /// f32 `[B, T, HV]` or `[HV]`.
     g: Option<Tensor>,
     /// As the kernels read it.
@@ -124,15 +124,15 @@ struct Problem {
 }
 
 impl Problem {
-    fn operands(&self) -> Result<flashlin_tensor::cuda::Operands> {
-        let mut x = self.call.operands(&self.q, &self.k, &self.v, self.scale)?;
+    fn operands(&self, [q, k, v]: [&Tensor; 3]) -> Result<flashlin_tensor::cuda::Operands> {
+        let mut x = self.call.operands(q, k, v, self.scale)?;
         x.optional("g", "has_g", self.g.as_ref())?;
         x.optional("h0", "has_h0", self.first.as_ref())?;
         Ok(x)
     }
 
-    fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
-        self.call.forward(self.operands()?, self.first.is_some(), want_state)
+    fn forward(&self, qkv: [&Tensor; 3], want_state: bool) -> Result<Vec<Tensor>> {
+        self.call.forward(self.operands(qkv)?, self.first.is_some(), want_state)
     }
 }
 
@@ -145,7 +145,9 @@ impl Backward for Problem {
         let d = (ctx.or_zeros(0, &mut grads)?, grads.get_mut(1).and_then(Option::take));
         let want_first = self.first.is_some() && ctx.needs(3 + usize::from(self.g.is_some()));
         let dg = (self.g.is_some() && ctx.needs(3)).then(|| self.call.gates()).transpose()?;
-        let mut x = self.operands()?;
+        let qkv = [self.q.get()?, self.k.get()?, self.v.get()?];
+        let mut x = self.operands(qkv.each_ref())?;
+        drop(qkv);
         x.optional("dg", "has_dg", dg.as_ref())?;
         let (qkv, d_first) = self.call.backward(x, d, self.first.is_some(), want_first)?;
         let mut out = Vec::from(qkv);

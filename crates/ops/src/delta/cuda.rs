@@ -2,7 +2,7 @@
 //! precision; a step kernel for single tokens; the general path of `composed` for everything else.
 
 use flashlin_tensor::cuda::plan::Recurrence;
-use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Tensor, Var};
+use flashlin_tensor::{Backward, BackwardCtx, DType, Device, Error, Result, Saved, Tensor, Var};
 
 use super::args::{DeltaArgs, DeltaGate};
 use super::composed;
@@ -100,9 +100,9 @@ fn chunked(a: &DeltaArgs<'_>, call: Chunked) -> Result<SeqOutput> {
     let first = a.initial_state.map(|h0| &h0.value);
     let own = |x: &Option<Var>| call.on.dense_if(x.as_ref().map(Var::tensor), DType::F32);
     let problem = Problem {
-        q: a.q.tensor().clone(),
-        k: a.k.tensor().clone(),
-        v: a.v.tensor().clone(),
+        q: a.q.saved(),
+        k: a.k.saved(),
+        v: a.v.saved(),
         g: own(&g)?,
         beta: own(&beta)?,
         first: first.map(|h0| call.state(h0.tensor())).transpose()?,
@@ -110,7 +110,7 @@ fn chunked(a: &DeltaArgs<'_>, call: Chunked) -> Result<SeqOutput> {
         scale: scale(a),
         call,
     };
-    let outputs = problem.forward(a.output_final_state)?;
+    let outputs = problem.forward([a.q, a.k, a.v].map(Var::tensor), a.output_final_state)?;
     let inputs = [Some(a.q), Some(a.k), Some(a.v), g.as_ref(), beta.as_ref(), first];
     let inputs: Vec<&Var> = inputs.into_iter().flatten().collect();
     let mut outputs = Var::from_op(a.op, &inputs, outputs, || Box::new(problem)).into_iter();
@@ -122,9 +122,9 @@ fn chunked(a: &DeltaArgs<'_>, call: Chunked) -> Result<SeqOutput> {
 /// What the graph keeps: states, scores and the triangular inverses are computed again.
 struct Problem {
     call: Chunked,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Saved,
+    k: Saved,
+    v: Saved,
     /// f32 `[B, T, HV]`.
     g: Option<Tensor>,
     /// f32 `[B, T, HV]`.
@@ -136,8 +136,8 @@ struct Problem {
 }
 
 impl Problem {
-    fn operands(&self) -> Result<flashlin_tensor::cuda::Operands> {
-        let mut x = self.call.operands(&self.q, &self.k, &self.v, self.scale)?;
+    fn operands(&self, [q, k, v]: [&Tensor; 3]) -> Result<flashlin_tensor::cuda::Operands> {
+        let mut x = self.call.operands(q, k, v, self.scale)?;
         x.optional("g", "has_g", self.g.as_ref())?;
         x.optional("beta", "has_beta", self.beta.as_ref())?;
         x.optional("h0", "has_h0", self.first.as_ref())?;
@@ -146,8 +146,8 @@ impl Problem {
         Ok(x)
     }
 
-    fn forward(&self, want_state: bool) -> Result<Vec<Tensor>> {
-        self.call.forward(self.operands()?, self.first.is_some(), want_state)
+    fn forward(&self, qkv: [&Tensor; 3], want_state: bool) -> Result<Vec<Tensor>> {
+        self.call.forward(self.operands(qkv)?, self.first.is_some(), want_state)
     }
 }
 
@@ -161,7 +161,9 @@ impl Backward for Problem {
         let at = 3 + usize::from(self.g.is_some()) + usize::from(self.beta.is_some());
         let want_first = self.first.is_some() && ctx.needs(at);
         let (dg, dbeta) = (self.call.gates()?, self.call.gates()?);
-        let mut x = self.operands()?;
+        let qkv = [self.q.get()?, self.k.get()?, self.v.get()?];
+        let mut x = self.operands(qkv.each_ref())?;
+        drop(qkv);
         x.array("dg", &dg)?;
         x.array("dbeta", &dbeta)?;
         let (qkv, d_first) = self.call.backward(x, d, self.first.is_some(), want_first)?;

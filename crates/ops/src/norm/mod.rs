@@ -215,7 +215,10 @@ fn record(
 ) -> Vec<Var> {
     let absent = Var::constant(normed.clone());
     let all = args.inputs().map(|v| v.unwrap_or(&absent));
-    Var::from_op("norm", &all, outputs, || -> Box<dyn Backward> {
+    // Without the sum that the first pass made.
+    let again = Inputs { x: normed.clone(), residual: None, ..inputs.clone() };
+    let same_type = again.x.dtype() == outputs[0].dtype();
+    let mut outputs = Var::from_op("norm", &all, outputs, || -> Box<dyn Backward> {
         Box::new(move |ctx: &mut BackwardCtx<'_>, mut grads: Vec<Option<Tensor>>| {
             let dy = ctx.or_zeros(0, &mut grads)?;
             let dsum = grads.get_mut(1).and_then(Option::take);
@@ -225,5 +228,9 @@ fn record(
                 _ => cuda::backward(&plan, &inputs, (&normed, &saved), &dy, dsum.as_ref(), wants),
             }
         })
-    })
+    });
+    if same_type {
+        outputs[0] = outputs[0].clone().made_by(move || Ok(cuda::forward(&plan, &again)?.0));
+    }
+    outputs
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Edge, GradMode, Node, OutputMeta, Parameter, Var};
-use crate::{Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Gradients of leaves, kept in f32 for half-precision leaves.
 #[derive(Default, Debug)]
@@ -66,6 +66,17 @@ impl Gradients {
         };
         Ok(())
     }
+}
+
+/// What flowed to one output, in the order in which it came: one pass over memory on a GPU, which rounds to `dtype` once.
+pub(super) fn sum_of(parts: Vec<Tensor>, dtype: DType) -> Result<Option<Tensor>> {
+    let on_gpu = |t: &Tensor| t.device() != Device::Cpu && t.dtype() == dtype && dtype != DType::F64;
+    if parts.len() > 1 && parts.iter().all(on_gpu) {
+        return Ok(Some(crate::cuda::sum_all("gradient", &parts)?));
+    }
+    let mut parts = parts.into_iter();
+    let Some(first) = parts.next() else { return Ok(None) };
+    Ok(Some(parts.try_fold(first, sum_grads)?.to_dtype(dtype)?))
 }
 
 /// Sum of two gradients, in f32 for half precision, reusing the first's storage where nobody else holds it.
@@ -135,7 +146,7 @@ impl Ord for Ready {
 #[derive(Default)]
 struct Pass {
     heap: BinaryHeap<Ready>,
-    pending: HashMap<u64, Vec<Option<Tensor>>>,
+    pending: HashMap<u64, Vec<Vec<Tensor>>>,
 }
 
 impl Pass {
@@ -150,23 +161,17 @@ impl Pass {
         }
         let slots = self.pending.entry(node.id).or_insert_with(|| {
             self.heap.push(Ready(node.clone()));
-            vec![None; node.outputs.len()]
+            vec![Vec::new(); node.outputs.len()]
         });
-        slots[slot] = Some(match slots[slot].take() {
-            Some(sum) => sum_grads(sum, grad)?,
-            None => grad,
-        });
+        slots[slot].push(grad);
         Ok(())
     }
 
     fn run(&mut self, leaves: &mut Gradients) -> Result<()> {
         while let Some(Ready(node)) = self.heap.pop() {
-            let mut grads = self.pending.remove(&node.id).unwrap_or_default();
-            for (g, meta) in grads.iter_mut().zip(&node.outputs) {
-                if let Some(sum) = g {
-                    *sum = sum.to_dtype(meta.dtype)?;
-                }
-            }
+            let parts = self.pending.remove(&node.id).unwrap_or_default();
+            let grads = parts.into_iter().zip(&node.outputs).map(|(g, meta)| sum_of(g, meta.dtype));
+            let grads = grads.collect::<Result<Vec<_>>>()?;
             let body = node.take_body().ok_or(Error::GraphFreed { op: node.op })?;
             let needs: Vec<bool> = body.inputs.iter().map(Option::is_some).collect();
             let mut ctx = BackwardCtx { needs, outputs: &node.outputs, leaves };

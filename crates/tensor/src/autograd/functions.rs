@@ -225,7 +225,8 @@ impl Var {
     /// When the number of elements differs.
     pub fn reshape(&self, dims: &[usize]) -> Result<Var> {
         let from = self.dims().to_vec();
-        Ok(unary("reshape", self, self.tensor().reshape(dims)?, move |g| g.reshape(&from)))
+        let y = unary("reshape", self, self.tensor().reshape(dims)?, move |g| g.reshape(&from));
+        Ok(Var { recipe: self.recipe.clone().filter(|_| y.is_tracked()), ..y })
     }
 
     /// Swaps two dimensions.
@@ -357,24 +358,8 @@ impl Var {
     /// # Errors
     /// When shapes or dtypes do not fit.
     pub fn linear(&self, weight: &Var) -> Result<Var> {
-        let (x, w) = (self.tensor().clone(), weight.tensor().clone());
-        let y = x.linear(&w)?;
-        Ok(Var::from_op1("linear", &[self, weight], y, || -> Box<dyn Backward> {
-            Box::new(move |ctx: &mut super::BackwardCtx<'_>, mut g: Vec<Option<Tensor>>| {
-                let Some(g) = g[0].take() else { return Ok(vec![None, None]) };
-                let rows = x.numel() / w.dim(1).max(1);
-                let g2 = g.reshape(&[rows, w.dim(0)])?;
-                let dx = if ctx.needs(0) { Some(g2.matmul(&w)?.reshape(x.dims())?) } else { None };
-                let dw = if ctx.needs(1) {
-                    // Gradients of weights stay in f32, as they are accumulated.
-                    let x = x.reshape(&[rows, w.dim(1)])?;
-                    Some(g2.transpose(0, 1)?.matmul_to(&x, w.dtype().accumulator())?)
-                } else {
-                    None
-                };
-                Ok(vec![dx, dw])
-            })
-        }))
+        let mut y = self.linear_many(&[weight])?;
+        Ok(y.swap_remove(0))
     }
 
     /// Several linear layers of one input; see [`Tensor::linear_many`].
@@ -382,12 +367,15 @@ impl Var {
     /// # Errors
     /// When shapes or dtypes do not fit.
     pub fn linear_many(&self, weights: &[&Var]) -> Result<Vec<Var>> {
-        let recorded = super::grad_enabled() && (self.is_tracked() || weights.iter().any(|w| w.is_tracked()));
-        if recorded {
-            return weights.iter().map(|w| self.linear(w)).collect();
-        }
-        let weights: Vec<&Tensor> = weights.iter().map(|w| w.tensor()).collect();
-        Ok(self.tensor().linear_many(&weights)?.into_iter().map(Var::constant).collect())
+        let arrays: Vec<&Tensor> = weights.iter().map(|w| w.tensor()).collect();
+        let outputs = self.tensor().linear_many(&arrays)?;
+        let inputs: Vec<&Var> = std::iter::once(self).chain(weights.iter().copied()).collect();
+        Ok(Var::from_op("linear", &inputs, outputs, || -> Box<dyn Backward> {
+            let (x, ws) = (self.saved(), arrays.into_iter().cloned().collect::<Vec<_>>());
+            Box::new(move |ctx: &mut super::BackwardCtx<'_>, g: Vec<Option<Tensor>>| {
+                linear_back(ctx, &x, &ws, g)
+            })
+        }))
     }
 
     /// Rows `index` (i64 or i32) of dimension 0: an embedding lookup.
@@ -444,4 +432,38 @@ impl Tensor {
         let bits = self.to_f64_vec()?.into_iter().map(|x| f(x) as u8).collect();
         Tensor::from_vec(bits, self.dims())
     }
+}
+
+/// The reverse of linear maps of one input: its gradient is summed over the maps; those of weights stay in f32, as they are accumulated.
+fn linear_back(
+    ctx: &super::BackwardCtx<'_>,
+    x: &super::Saved,
+    weights: &[Tensor],
+    grads: Vec<Option<Tensor>>,
+) -> Result<Vec<Option<Tensor>>> {
+    let width = x.dims().last().copied().unwrap_or(0);
+    let rows = x.dims().iter().product::<usize>() / width.max(1);
+    let mut out = vec![None; weights.len() + 1];
+    let flows = |i: &usize| grads[*i].is_some() && ctx.needs(i + 1);
+    let value = match (0..weights.len()).any(|i| flows(&i)) {
+        true => Some(x.get()?.reshape(&[rows, width])?),
+        false => None,
+    };
+    let mut parts = Vec::new();
+    for (i, (g, w)) in grads.into_iter().zip(weights).enumerate() {
+        let Some(g) = g else { continue };
+        let g = g.reshape(&[rows, w.dim(0)])?;
+        if ctx.needs(0) {
+            parts.push(g.matmul(w)?);
+        }
+        if let (Some(x), true) = (&value, ctx.needs(i + 1)) {
+            out[i + 1] = Some(g.transpose(0, 1)?.matmul_to(x, w.dtype().accumulator())?);
+        }
+    }
+    drop(value);
+    if let Some(first) = parts.first() {
+        let dtype = first.dtype();
+        out[0] = super::backward::sum_of(parts, dtype)?.map(|dx| dx.reshape(x.dims())).transpose()?;
+    }
+    Ok(out)
 }

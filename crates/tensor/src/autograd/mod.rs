@@ -10,6 +10,7 @@ mod backward;
 mod checkpoint;
 mod functions;
 mod parameter;
+mod saved;
 
 use std::{
     cell::Cell,
@@ -23,6 +24,7 @@ use std::{
 pub use backward::{BackwardCtx, Gradients};
 pub use checkpoint::checkpoint;
 pub use parameter::Parameter;
+pub use saved::Saved;
 
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -59,6 +61,8 @@ where
 pub struct Var {
     tensor: Tensor,
     edge: Option<Edge>,
+    /// How to make the value again, where that is cheaper than keeping it.
+    recipe: Option<saved::Recipe>,
 }
 
 #[derive(Clone)]
@@ -173,13 +177,13 @@ pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 impl Var {
     /// A value that wants no gradient.
     pub fn constant(tensor: Tensor) -> Var {
-        Var { tensor, edge: None }
+        Var { tensor, edge: None, recipe: None }
     }
 
     /// A value whose gradient is wanted ([`Gradients::get`]).
     pub fn leaf(tensor: Tensor) -> Var {
         let node = Node::leaf(&tensor);
-        Var { tensor, edge: Some(Edge { node, slot: 0 }) }
+        Var { tensor, edge: Some(Edge { node, slot: 0 }), recipe: None }
     }
 
     /// The array.
@@ -259,7 +263,7 @@ impl Var {
         });
         let track = |(slot, tensor): (usize, Tensor)| {
             let edge = tensor.dtype().is_float().then(|| Edge { node: node.clone(), slot });
-            Var { tensor, edge }
+            Var { tensor, edge, recipe: None }
         };
         outputs.into_iter().enumerate().map(track).collect()
     }

@@ -35,7 +35,7 @@ impl Parameter {
 
     /// The current value as a tracked variable.
     pub fn var(&self) -> Var {
-        Var { tensor: self.tensor(), edge: Some(Edge { node: self.leaf.clone(), slot: 0 }) }
+        Var { tensor: self.tensor(), edge: Some(Edge { node: self.leaf.clone(), slot: 0 }), recipe: None }
     }
 
     /// Sizes of the dimensions.

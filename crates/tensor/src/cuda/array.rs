@@ -2,7 +2,7 @@
 
 use flashlin_cuda::Arg;
 
-use super::{Launcher, launcher::ALIGN, too_long};
+use super::{Launcher, launcher::ALIGN, plan::vector, too_long};
 use crate::{DType, Error, Result, Tensor, layout::Layout};
 
 /// Elements of a block.
@@ -105,7 +105,7 @@ pub(crate) fn copy_into(op: &'static str, src: &Tensor, dst: &Tensor) -> Result<
     let on = Launcher::on(op, dst)?;
     let kinds = pair(op, src.dtype, dst.dtype)?;
     if src.dtype.is_float() && flat(&[src, dst])? {
-        let kernel = on.find("flat_copy", &kinds, &[])?;
+        let kernel = on.find("flat_copy", &kinds, &[("V", vector(n))])?;
         let args = [on.at(src)?, on.at(dst)?, on.int(n)?];
         // SAFETY: both arrays are dense and have n elements.
         return unsafe { on.launch(&kernel.name, flat_blocks(n), &args) };
@@ -115,6 +115,33 @@ pub(crate) fn copy_into(op: &'static str, src: &Tensor, dst: &Tensor) -> Result<
     args.extend(common.args(&on)?);
     // SAFETY: both views have n elements under these sizes and strides, inside their live storage.
     unsafe { on.launch(&on.find("array_copy", &kinds, &[])?.name, blocks(n), &args) }
+}
+
+/// Most arrays that one launch of [`sum`] adds.
+const TERMS: usize = 6;
+
+/// The sum of two or more dense arrays of one shape and float type, in order, in f32; rounded after every [`TERMS`].
+pub(crate) fn sum_all(op: &'static str, terms: &[Tensor]) -> Result<Tensor> {
+    let (first, rest) = terms.split_first().ok_or_else(|| Error::invalid(op, "terms", "are none"))?;
+    let mut sum = first.clone();
+    for terms in rest.chunks(TERMS - 1) {
+        let on = Launcher::on(op, &sum)?;
+        let out = Tensor::empty(sum.dims(), sum.dtype, &sum.device())?;
+        let n = out.numel();
+        let kernel = on.find("flat_sum", on.float("self", sum.dtype)?, &[("V", vector(n))])?;
+        let terms: Vec<Tensor> =
+            std::iter::once(&sum).chain(terms).map(|t| on.dense(t, out.dtype)).collect::<Result<_>>()?;
+        let mut args = Vec::with_capacity(TERMS + 3);
+        for i in 0..TERMS {
+            args.push(on.maybe(terms.get(i))?);
+        }
+        args.extend([on.at(&out)?, on.int(n)?, on.int(terms.len())?]);
+        let lanes = kernel.need_generic("N").map_err(Error::Kernel)?.max(1) as usize;
+        // SAFETY: all arrays are dense and have n elements; those beyond the count are not read.
+        unsafe { on.launch(&kernel.name, [n.div_ceil(lanes), 1, 1], &args) }?;
+        sum = out;
+    }
+    Ok(sum)
 }
 
 /// A function of one number, by its code in the kernel, with two parameters.
@@ -142,7 +169,7 @@ pub(crate) fn zip(op: &'static str, a: &Tensor, b: &Tensor, code: i32) -> Result
     if n > 0 && code < 4 && flat(&[a, b])? {
         let args = [on.at(a)?, on.at(b)?, on.at(&out)?, on.int(n)?, Arg::I32(code)];
         // SAFETY: all arrays are dense and have n elements.
-        unsafe { on.launch(&on.find("flat_zip", kind, &[])?.name, flat_blocks(n), &args) }?;
+        unsafe { on.launch(&on.find("flat_zip", kind, &[("V", vector(n))])?.name, flat_blocks(n), &args) }?;
         return Ok(out);
     }
     if n > 0 {

@@ -13,6 +13,7 @@ mod record;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod thin;
 
 pub use flashlin_cuda::Arg;
 use flashlin_cuda::{Buffer, Gpu};
@@ -22,9 +23,11 @@ pub use launcher::{Launcher, Operands};
 pub use matmul::{Products, products, set_products};
 pub use record::{Place, Recording, record};
 
-pub(crate) use array::{compare, copy_into, select, unary, zip};
+pub(crate) use array::{compare, copy_into, select, sum_all, unary, zip};
 pub(crate) use matmul::product;
 pub(crate) use rows::{gather, max_last, scatter_add, sum};
+pub use thin::thin;
+pub(crate) use thin::thin_linear;
 
 use crate::{Device, Error, Result, Tensor, storage::Storage};
 

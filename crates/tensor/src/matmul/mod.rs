@@ -139,6 +139,12 @@ impl Tensor {
             let expected = format!("[.., {}] for a weight of {:?}", weight.dim(1), weight.dims());
             return Err(Error::shape("linear", "x", self.dims(), expected));
         }
+        if self.device() != Device::Cpu
+            && dtype == self.dtype
+            && let Some(mut y) = crate::cuda::thin_linear(self, &[weight])?
+        {
+            return y.pop().ok_or_else(|| Error::invalid("linear", "weight", "gave no output"));
+        }
         let mut dims = self.dims().to_vec();
         let rows = dims[..dims.len() - 1].iter().product();
         let wt = weight.transpose(0, 1)?;
@@ -158,6 +164,11 @@ impl Tensor {
         let Some(&k) = self.dims().last() else {
             return Err(Error::shape("linear", "x", self.dims(), "[.., in]"));
         };
+        if self.device() != Device::Cpu
+            && let Some(ys) = crate::cuda::thin_linear(self, weights)?
+        {
+            return Ok(ys);
+        }
         let rows = self.numel() / k.max(1);
         let one_pass = |w: &Tensor| {
             w.rank() == 2 && w.dim(1) == k && w.dim(0) > 0 && w.strides()[1] == 1 && w.dtype == self.dtype

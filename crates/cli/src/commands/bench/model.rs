@@ -45,6 +45,9 @@ pub struct ModelBench {
     /// Runs to take the best of
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// List also the kernels and products that take longest in one run of each part, as many as this (on a GPU)
+    #[arg(long, default_value_t = 0)]
+    profile: usize,
 }
 
 /// What to time.
@@ -100,7 +103,7 @@ impl ModelBench {
         let wants = |name: &str| model.wants_weight_decay(name);
         let mut adam = AdamW::new(&OptimConfig::default(), model.params(), wants)?;
         reset_peaks(&model.device())?;
-        let seconds = super::best(self.runs, || {
+        let mut step = || {
             let loss = train::loss_with(model, &ids, flashlin::Mode::Auto, self.checkpoint_layers)?;
             let grads = loss.backward()?;
             // A rate of nearly nothing: the weights of what follows stay those that were checked.
@@ -109,7 +112,8 @@ impl ModelBench {
                 true => Ok(()),
                 false => Err(Failure::runtime("a training step was not finite: not timed").into()),
             }
-        })?;
+        };
+        let seconds = super::best(self.runs, &mut step)?;
         let flops = 6.0 * model.num_non_embedding_params() as f64 * n as f64;
         let name = format!("train {}, {} x {} tokens", self.model.name(), self.batch, self.tokens);
         let mut rows = vec![
@@ -117,21 +121,40 @@ impl ModelBench {
             self.arithmetic(&name, seconds, flops, ceilings),
         ];
         rows.extend(peaks(&model.device())?);
+        rows.extend(self.longest(&model.device(), step)?);
         Ok(rows)
+    }
+
+    /// What takes longest in one run of a part, after one that does not count.
+    fn longest<T>(
+        &self,
+        device: &Device,
+        mut part: impl FnMut() -> anyhow::Result<T>,
+    ) -> anyhow::Result<Vec<Row>> {
+        let (Device::Cuda(ordinal), true) = (*device, self.profile > 0) else { return Ok(Vec::new()) };
+        part()?;
+        let (out, spans) = flashlin_cuda::profiled(Gpu::open(ordinal)?, part)?;
+        out?;
+        let total: f64 = spans.iter().map(|s| s.ms).sum();
+        let row = |s: &flashlin_cuda::Span| {
+            let what = format!("  {} x {}", s.calls, s.name);
+            Row::new(what, Some(s.ms / 1e3), 100.0 * s.ms / total, "% of what was timed")
+        };
+        Ok(spans.iter().take(self.profile).map(row).collect())
     }
 
     fn prefill(&self, model: &Model, ceilings: &Ceilings) -> anyhow::Result<Vec<Row>> {
         let input = random_input(model, self.prompt)?;
-        let seconds = super::best(self.runs, || {
-            let mut state = model.new_state(1)?;
-            host_logits(model, &input, &mut state)
-        })?;
+        let mut pass = || host_logits(model, &input, &mut model.new_state(1)?);
+        let seconds = super::best(self.runs, &mut pass)?;
         let flops = 2.0 * model.num_non_embedding_params() as f64 * self.prompt as f64;
         let name = format!("prefill {}, 1 x {} tokens", self.model.name(), self.prompt);
-        Ok(vec![
+        let mut rows = vec![
             Row::new(&name, Some(seconds), self.prompt as f64 / seconds, "tokens/s"),
             self.arithmetic(&name, seconds, flops, ceilings),
-        ])
+        ];
+        rows.extend(self.longest(&model.device(), pass)?);
+        Ok(rows)
     }
 
     fn arithmetic(&self, name: &str, seconds: f64, flops: f64, ceilings: &Ceilings) -> Row {
@@ -173,14 +196,18 @@ impl ModelBench {
         })? / self.steps as f64;
         let weights: usize =
             model.params().iter().map(|p| p.dims().iter().product::<usize>() * p.dtype().size()).sum();
-        let how = recorded.map_or("launched".into(), |s| format!("a graph of {}", s.nodes()));
+        let how = recorded.as_ref().map_or("launched".into(), |s| format!("a graph of {}", s.nodes()));
         let name = format!("decode {}, {n} rows ({how})", self.model.name());
         // Weights are read, states read and written.
         let bytes = (weights + 2 * state.bytes()) as f64;
-        Ok(vec![
+        let mut rows = vec![
             Row::new(&name, Some(seconds), n as f64 / seconds, "tokens/s"),
             Row::new(&name, Some(seconds), bytes / seconds / 1e9, "GB/s").of(&ceilings.memory),
-        ])
+        ];
+        drop(recorded);
+        let input = Input::ids(Tensor::from_vec(vec![1_i64; n], &[n, 1])?);
+        rows.extend(self.longest(&model.device(), || host_logits(model, &input, &mut state))?);
+        Ok(rows)
     }
 }
 

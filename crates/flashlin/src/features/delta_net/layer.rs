@@ -119,9 +119,10 @@ impl Layer for DeltaNetMixer {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         let maps = [self.q.proj(), self.k.proj(), self.v.proj()];
         let ([q, k, v], [beta, gate]) = linears(x, maps, [self.beta.as_ref(), self.norm.gate_proj()])?;
-        let mut q = self.qk_activation.apply(&self.q.finish(q, ctx)?.heads(self.heads)?)?;
-        let mut k = self.qk_activation.apply(&self.k.finish(k, ctx)?.heads(self.heads)?)?;
-        let v = self.v.finish(v, ctx)?.heads(self.heads)?;
+        let [q, k, v] = Stream::finish_all([(&self.q, q), (&self.k, k), (&self.v, v)], ctx)?;
+        let mut q = self.qk_activation.apply(&q.heads(self.heads)?)?;
+        let mut k = self.qk_activation.apply(&k.heads(self.heads)?)?;
+        let v = v.heads(self.heads)?;
         if self.qk_norm == QkNorm::Sum {
             (q, k) = (sum_norm(&q)?, sum_norm(&k)?);
         }

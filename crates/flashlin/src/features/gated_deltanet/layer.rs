@@ -73,9 +73,10 @@ impl Layer for GatedDeltaNetMixer {
     fn forward(&self, x: &Var, ctx: &mut LayerCtx<'_>) -> Result<Var> {
         let maps = [self.q.proj(), self.k.proj(), self.v.proj(), &self.a, &self.b];
         let ([q, k, v, a, beta], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
-        let q = self.q.finish(q, ctx)?.heads(self.heads)?;
-        let k = self.k.finish(k, ctx)?.heads(self.heads)?;
-        let v = self.v.finish(v, ctx)?.heads(self.v_heads)?;
+        let [q, k, v] = Stream::finish_all([(&self.q, q), (&self.k, k), (&self.v, v)], ctx)?;
+        let q = q.heads(self.heads)?;
+        let k = k.heads(self.heads)?;
+        let v = v.heads(self.v_heads)?;
         let (a_log, dt_bias) = (self.a_log.var(), self.dt_bias.var());
         let mut args = DeltaArgs::gated_delta_rule(&q, &k, &v, &a, &beta);
         let activation =

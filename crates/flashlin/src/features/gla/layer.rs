@@ -68,9 +68,10 @@ impl Layer for GatedLinearAttention {
         let groups = self.heads / self.kv_heads;
         let maps = [self.q.proj(), self.k.proj(), self.v.proj(), self.gk.down()];
         let ([q, k, v, gk], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
-        let mut q = self.q.finish(q, ctx)?.heads(self.heads)?;
-        let mut k = self.k.finish(k, ctx)?.heads(self.kv_heads)?;
-        let v = self.v.finish(v, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
+        let [q, k, v] = Stream::finish_all([(&self.q, q), (&self.k, k), (&self.v, v)], ctx)?;
+        let mut q = q.heads(self.heads)?;
+        let mut k = k.heads(self.kv_heads)?;
+        let v = v.heads(self.kv_heads)?.repeat_heads(groups)?;
         let gk = self.gk.up().forward(&gk)?.heads(self.kv_heads)?;
         let gk = log_sigmoid_gate(&gk, GATE_NORMALIZER, self.clamp_min)?.repeat_heads(groups)?;
         if let Some(map) = self.feature_map {

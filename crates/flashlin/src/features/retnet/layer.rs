@@ -59,9 +59,10 @@ impl Layer for MultiScaleRetention {
         let groups = self.heads / self.kv_heads;
         let maps = [self.q.proj(), self.k.proj(), self.v.proj()];
         let ([q, k, v], [gate]) = linears(x, maps, [self.norm.gate_proj()])?;
-        let mut q = self.q.finish(q, ctx)?.heads(self.heads)?;
-        let mut k = self.k.finish(k, ctx)?.heads(self.kv_heads)?;
-        let v = self.v.finish(v, ctx)?.heads(self.kv_heads)?.repeat_heads(groups)?;
+        let [q, k, v] = Stream::finish_all([(&self.q, q), (&self.k, k), (&self.v, v)], ctx)?;
+        let mut q = q.heads(self.heads)?;
+        let mut k = k.heads(self.kv_heads)?;
+        let v = v.heads(self.kv_heads)?.repeat_heads(groups)?;
         if let Some(map) = self.feature_map {
             (q, k) = (activate(&q, map)?, activate(&k, map)?);
         }
