@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use crate::{Arch, Bundle, Error, Kernel, Result};
 
+/// Names a file with lines that go before the table of the binary: for measuring a configuration that is not the first choice.
+pub const VARIABLE: &str = "FLASHLIN_TUNING";
+
 /// The table of one architecture.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,10 +65,20 @@ impl Tuning {
         match slot.get() {
             Some(table) => Ok(table),
             None => {
-                let table = Tuning::parse(text)?;
+                let table = Tuning::parse(text)?.after(own_lines()?);
                 Ok(slot.get_or_init(|| table))
             }
         }
+    }
+
+    /// This table with another one's lines before its own.
+    fn after(mut self, first: Tuning) -> Tuning {
+        for (kernel, mut lines) in first.kernel {
+            let rest = self.kernel.entry(kernel).or_default();
+            lines.append(rest);
+            *rest = lines;
+        }
+        self
     }
 
     /// The configuration of `kernel` with this type and these generics that serves a GPU filled to `fill` (independent serial blocks, as a share of the SMs).
@@ -104,9 +117,25 @@ impl Tuning {
     }
 }
 
+/// The table that [`VARIABLE`] names, which goes before the one of the binary; none where it names none.
+fn own_lines() -> Result<Tuning> {
+    let Some(path) = std::env::var_os(VARIABLE).filter(|p| !p.is_empty()) else { return Ok(Tuning::default()) };
+    let named = |e: String| Error::Tuning(format!("{VARIABLE}={}: {e}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|e| named(e.to_string()))?;
+    Tuning::parse(&text).map_err(|e| named(e.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_lines_go_first() {
+        let table = |bv: i64| Tuning::parse(&format!("[[kernel.k]]\npick = {{ BV = {bv} }}")).unwrap();
+        let both = table(64).after(table(32)).after(Tuning::default());
+        let picks: Vec<i64> = both.kernel["k"].iter().map(|l| l.pick["BV"]).collect();
+        assert_eq!(picks, [32, 64]);
+    }
     use crate::{BundleWriter, Place, embedded, kernel_name};
 
     fn bundle() -> Bundle {

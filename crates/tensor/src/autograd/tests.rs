@@ -180,3 +180,17 @@ fn parameters_update_in_place_and_keep_their_identity() {
     let g = p.var().sum_all().unwrap().backward().unwrap();
     assert_eq!(g.get_param(&p).unwrap().to_f64_vec().unwrap(), [1.0, 1.0]);
 }
+
+/// Maps of one input are one node: its gradient is the sum over the maps, whichever of them gradients came to.
+#[test]
+fn maps_of_one_input_share_a_node() {
+    let dims: [&[usize]; 4] = [&[2, 3, 4], &[5, 4], &[6, 4], &[5, 4]];
+    check("linear_many", &dims, |v| {
+        let y = v[0].linear_many(&[&v[1], &v[2], &v[3]])?;
+        y[0].mul(&y[2])?.sum(&[2], true)?.mul(&y[1])
+    });
+    let (x, w) = (Var::leaf(rand(1, &[2, 4])), [2, 3].map(|i| Var::leaf(rand(i, &[5, 4]))));
+    let y = x.linear_many(&w.each_ref()).unwrap();
+    let grads = y[1].sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&w[0]).is_none() && grads.get(&w[1]).is_some() && grads.get(&x).is_some());
+}

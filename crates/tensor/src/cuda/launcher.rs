@@ -65,6 +65,16 @@ impl Launcher {
         self.library.bundle().find(kernel, dtype, generics).map_err(Error::Kernel)
     }
 
+    /// The same where several configurations serve: the one that the tuning table puts first.
+    ///
+    /// # Errors
+    /// As [`Launcher::find`]; a tuning table that cannot be read.
+    pub fn choose(&self, kernel: &str, dtype: &str, generics: &[(&str, i64)]) -> Result<&'static Kernel> {
+        let bundle = self.library.bundle();
+        let tuning = Tuning::of(bundle.arch()).map_err(Error::Kernel)?;
+        tuning.choose(bundle, kernel, dtype, generics, 1.0).map_err(Error::Kernel)
+    }
+
     /// Name of a dtype that float kernels serve.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub fn thin(
     }
     let on = Launcher::on(op, x)?;
     let m = rows.next_power_of_two().min(MAX_ROWS);
-    let kernel = on.find(kernel, on.float("x", x.dtype)?, &[("M", m as i64)])?;
+    let kernel = on.choose(kernel, on.float("x", x.dtype)?, &[("M", m as i64)])?;
     Ok(Some((kernel, [rows, k], m)))
 }
 
