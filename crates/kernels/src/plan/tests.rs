@@ -57,7 +57,8 @@ fn names() -> Bundle {
         ("swiglu_fwd", "bf16", vec![("R", 4), ("DT", 256)]),
         ("sum_squares", "f32", vec![("N", 1024)]),
         ("adamw_decide", "f32", vec![("N", 1024)]),
-        ("adamw_update", "bf16", vec![("N", 1024)]),
+        ("adamw_update", "bf16", vec![("N", 1024), ("V", 1)]),
+        ("adamw_update", "bf16", vec![("N", 1024), ("V", 8)]),
     ])
 }
 
@@ -266,8 +267,11 @@ fn an_optimizer_step_covers_every_parameter_once() {
     assert_eq!(plan.workspace, [Array::new("part", "f32", &[5])]);
     // Nothing to add is a norm of 0.
     assert_eq!(global_norm(&m, &[]).unwrap().launches.len(), 1);
-    let plan = adamw(&m, &[("bf16", 1025), ("bf16", 0), ("bf16", 7)]).unwrap();
-    assert_eq!(plan.launches.iter().map(|l| l.grid[0]).collect::<Vec<_>>(), [2, 1]);
+    let plan = adamw(&m, &[("bf16", 1025), ("bf16", 0), ("bf16", 7), ("bf16", 2048)]).unwrap();
+    assert_eq!(plan.launches.iter().map(|l| l.grid[0]).collect::<Vec<_>>(), [2, 1, 2]);
+    // Whole vectors where the length is a multiple of them.
+    let vectors = plan.launches.iter().map(|l| l.kernel.contains("_V8_"));
+    assert_eq!(vectors.collect::<Vec<_>>(), [false, false, true]);
     assert!(adamw(&m, &[("f64", 3)]).is_err());
     let little = Machine { free_bytes: 100, ..m };
     assert!(matches!(global_norm(&little, &[block << 10]), Err(Error::Workspace { .. })));
@@ -279,6 +283,7 @@ fn every_bundle_of_this_build_has_the_optimizer() {
     for bundle in Arch::ALL.into_iter().filter_map(|a| embedded(a).ok()) {
         let m = machine(bundle, &tuning);
         global_norm(&m, &[3]).unwrap();
-        adamw(&m, &[("f32", 3), ("bf16", 3), ("f16", 3)]).unwrap();
+        adamw(&m, &["f32", "bf16", "f16"].map(|t| (t, 3))).unwrap();
+        adamw(&m, &["f32", "bf16", "f16"].map(|t| (t, 8))).unwrap();
     }
 }
