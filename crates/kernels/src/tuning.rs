@@ -119,7 +119,9 @@ impl Tuning {
 
 /// The table that [`VARIABLE`] names, which goes before the one of the binary; none where it names none.
 fn own_lines() -> Result<Tuning> {
-    let Some(path) = std::env::var_os(VARIABLE).filter(|p| !p.is_empty()) else { return Ok(Tuning::default()) };
+    let Some(path) = std::env::var_os(VARIABLE).filter(|p| !p.is_empty()) else {
+        return Ok(Tuning::default());
+    };
     let named = |e: String| Error::Tuning(format!("{VARIABLE}={}: {e}", path.display()));
     let text = std::fs::read_to_string(&path).map_err(|e| named(e.to_string()))?;
     Tuning::parse(&text).map_err(|e| named(e.to_string()))
