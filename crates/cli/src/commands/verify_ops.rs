@@ -170,7 +170,8 @@ mod tests {
         };
         assert_eq!(chosen(&[]).unwrap().len(), ENTRIES.len());
         assert_eq!(chosen(&["gla"]).unwrap(), ["decay"]);
-        assert_eq!(chosen(&["loss", "rope"]).unwrap(), ["rope", "cross_entropy", "linear_cross_entropy"]);
+        let losses = ["rope", "cross_entropy", "linear_cross_entropy", "linear_kl_divergence"];
+        assert_eq!(chosen(&["loss", "rope"]).unwrap(), losses);
         assert!(chosen(&["glaa"]).unwrap_err().to_string().contains("`glaa`"));
     }
 }
