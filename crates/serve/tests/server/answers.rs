@@ -48,7 +48,7 @@ fn a_stream_joins_to_the_whole_answer() {
             let want: Vec<&Value> = choice["logprobs"][field].as_array().unwrap().iter().collect();
             assert_eq!(joined, want, "{field}");
         }
-        assert_eq!(mine().last().unwrap()["finish_reason"], choice["finish_reason"]);
+        assert_eq!(mine().next_back().unwrap()["finish_reason"], choice["finish_reason"]);
     }
     // Four choices of two prompts; each prompt's are different draws of one seed.
     assert_eq!(whole["choices"].as_array().unwrap().len(), 4);
