@@ -66,7 +66,7 @@ impl ServeBench {
                 new_tokens: self.new_tokens,
             })?);
         }
-        ctx.out.rows(&rows, |rows| table(rows))?;
+        ctx.out.rows(&rows, table)?;
         match rows.iter().find_map(|r| r.failure.as_ref()) {
             None => Ok(()),
             Some(why) => {
